@@ -1,0 +1,45 @@
+"""A PostgreSQL to test against: started in a moment, durable in nothing, gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from understudy.store.binaries import Binaries
+from understudy.store.embedded import EmbeddedServer
+
+HASTY: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def throwaway_server(binaries: Binaries | None = None) -> Iterator[EmbeddedServer]:
+    """A running server. It may be stopped and started in between."""
+    with TemporaryDirectory(prefix="understudy-") as directory:
+        Path(directory).chmod(0o711)  # If we are root the server is somebody else.
+        server = EmbeddedServer(Path(directory, "postgres"), binaries=binaries, settings=HASTY)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def throwaway_database(server: EmbeddedServer) -> Iterator[str]:
+    """The conninfo of an empty database, dropped at the end whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    server.ensure_database(name)
+    try:
+        yield server.dsn(name)
+    finally:
+        drop = sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+        with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(drop)
