@@ -1,0 +1,205 @@
+"""The daemon's view of a run: start its keeper, find it again, speak with it, hear of its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+import msgspec
+import trio
+
+from understudy.daemon import keeper, processes, rundir
+from understudy.daemon.rundir import Exit, Spec, Standing, State
+
+START_GRACE_S: Final = 10.0
+LOOK_AGAIN_S: Final = 0.05
+LOG_TAIL: Final = 2000
+
+
+class KeeperFailed(Exception):
+    """No keeper came up; the directory shows (`Kept.look`) whether something ran."""
+
+
+class KeeperGone(Exception):
+    """Nobody answers: the run is over, or its keeper is lost. `Kept.look` tells which."""
+
+
+class KeeperRefused(Exception):
+    pass
+
+
+class VitalSigns(msgspec.Struct, frozen=True):
+    """What every answer of a keeper carries."""
+
+    next_n: int  # the number the next frame must have
+    stdin_open: bool
+    agent_alive: bool
+    ending: str | None  # why, once it is being ended
+    out_bytes: int
+    err_bytes: int
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """A run, known by its directory. Holds nothing open: each request has its own connection.
+
+    Requests raise `KeeperGone` and `KeeperRefused`; a keeper that hangs answers never, so each
+    of them stands under the caller's deadline. Every one renews the keeper's `orphan_s`.
+    """
+
+    run_dir: Path
+
+    def look(self) -> Standing:
+        return rundir.look(self.run_dir)
+
+    def spec(self) -> Spec:
+        return rundir.read_record(self.run_dir / rundir.SPEC, Spec)
+
+    def state(self) -> State:
+        return rundir.read_record(self.run_dir / rundir.STATE, State)
+
+    def exit(self) -> Exit:
+        return rundir.read_record(self.run_dir / rundir.EXIT, Exit)
+
+    def frames(self) -> list[str]:
+        """What was written to the agent's stdin so far, in order; the index is the number."""
+        *lines, _torn = (self.run_dir / rundir.FRAMES).read_bytes().split(b"\n")
+        return [json.loads(line)["frame"] for line in lines]
+
+    async def ping(self) -> VitalSigns:
+        return await self._ask(op="ping")
+
+    async def write(self, number: int, frame: str) -> VitalSigns:
+        """Send frame `number`, or learn that it was sent. `next_n` of any answer is the next."""
+        return await self._ask(op="write", n=number, frame=frame)
+
+    async def close_stdin(self) -> VitalSigns:
+        """Once the agent has read what was written."""
+        return await self._ask(op="close_stdin")
+
+    async def signal(self, number: int) -> VitalSigns:
+        return await self._ask(op="signal", number=number)
+
+    async def stop(self, why: str) -> VitalSigns:
+        """Begin to end the whole tree (R7.2); `wait_exit` says when it is gone."""
+        return await self._ask(op="stop", why=why)
+
+    async def wait_exit(self) -> Exit | None:
+        """None when the keeper is lost."""
+        while (standing := self.look()) is Standing.KEPT:
+            await self._wait_hang_up()
+            await trio.sleep(LOOK_AGAIN_S)
+        return self.exit() if standing is Standing.OVER else None
+
+    async def sweep(self) -> list[str]:
+        """Kill what a lost keeper left behind, by its mark; the names of what there was."""
+        assert self.look() is Standing.LOST
+        run, swept = self.spec().run, dict[str, None]()
+        while left := processes.marked(run):
+            swept |= dict.fromkeys(processes.name(process) for process in left)
+            processes.send(left, signal.SIGKILL)
+            await trio.sleep(LOOK_AGAIN_S)
+        return list(swept)
+
+    async def _ask(self, **request: object) -> VitalSigns:
+        try:
+            async with await self._connect() as stream:
+                await stream.send_all(json.dumps(request).encode() + b"\n")
+                answer = await _receive_line(stream)
+        except trio.BrokenResourceError:
+            raise KeeperGone(self.run_dir) from None
+        if not answer.endswith(b"\n"):
+            raise KeeperGone(self.run_dir)
+        fields = json.loads(answer)
+        if not fields["ok"]:
+            raise KeeperRefused(fields["error"])
+        return msgspec.convert(fields, VitalSigns)
+
+    async def _wait_hang_up(self) -> None:
+        try:
+            async with await self._connect() as stream:
+                await _receive_line(stream)
+        except (KeeperGone, trio.BrokenResourceError):
+            pass  # That is what was waited for.
+
+    async def _connect(self) -> trio.SocketStream:
+        directory = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return await trio.open_unix_socket(self._address(directory))
+        except OSError:
+            raise KeeperGone(self.run_dir) from None
+        finally:
+            os.close(directory)
+
+    def _address(self, directory: int) -> Path:
+        """Through a descriptor: an address has room for 108 bytes, a path may have more."""
+        through = Path(f"/proc/self/fd/{directory}")
+        return (through if through.exists() else self.run_dir) / rundir.CONTROL
+
+
+async def spawn_keeper(run_dir: Path, spec: Spec) -> Kept:
+    """Returns when the agent runs, or when the failure to start it is recorded as the run's exit.
+
+    The directory must be unborn (`Standing`); its parent must exist. Raises `KeeperFailed`.
+    """
+    _prepare(run_dir, spec)
+    word = await _start(run_dir)
+    if word != rundir.KEPT:
+        raise KeeperFailed(word or _last_words(run_dir))
+    return Kept(run_dir)
+
+
+def _prepare(run_dir: Path, spec: Spec) -> None:
+    run_dir.mkdir(mode=0o700, exist_ok=True)
+    rundir.sync_directory(run_dir.parent)
+    if (standing := rundir.look(run_dir)) is not Standing.UNBORN:
+        raise KeeperFailed(f"{run_dir} is {standing}")
+    rundir.write_record(run_dir / rundir.SPEC, spec)
+
+
+def _last_words(run_dir: Path) -> str:
+    return (run_dir / rundir.LOG).read_text(errors="replace")[-LOG_TAIL:]
+
+
+async def _start(run_dir: Path) -> str:
+    """What the keeper has to say before it falls silent."""
+    with (run_dir / rundir.LOG).open("ab") as log:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-I", "-S", keeper.__file__, run_dir],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=_keeper_environment(),
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    try:
+        async with process.stdout as stdout:
+            return b"".join([data async for data in stdout]).decode()
+    finally:
+        # What we started has forked the keeper and ended: reap it, even when cancelled.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + START_GRACE_S):
+            await process.wait()
+
+
+def _keeper_environment() -> dict[str, str]:
+    """The daemon's, without its secrets; with the mark, should it run inside a run itself."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == processes.MARKER or not name.startswith("UNDERSTUDY_")
+    }
+
+
+async def _receive_line(stream: trio.SocketStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (data := await stream.receive_some()):
+        line += data
+    return line
