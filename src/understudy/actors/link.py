@@ -1,0 +1,54 @@
+"""One daemon's connection, as its runtimes' actors see it: room for tasks, and a way to send."""
+
+from __future__ import annotations
+
+import trio
+
+from understudy.wire.daemon import ClaimedTask
+from understudy.wire.frames import FromServer, TasksPushed
+
+FRAMES_MAX = 256
+
+
+class Link:
+    """Credit is shared by all runtimes of the daemon (R3.10, `wire/frames.py`).
+
+    Whoever claims for this link first reserves the slots, so that two runtimes never count on the
+    same one while they wait for the database.
+    """
+
+    def __init__(self) -> None:
+        self.send, self.frames = trio.open_memory_channel[FromServer](FRAMES_MAX)
+        self._granted = 0
+        self._taken = 0
+        self.is_open = True
+
+    def grant(self, total: int) -> None:
+        """The daemon's word: slots granted since the link was opened. It never falls."""
+        self._granted = max(self._granted, total)
+
+    def reserve(self, slots_max: int) -> int:
+        """Set aside up to so many free slots."""
+        slots = min(slots_max, self._granted - self._taken) if self.is_open else 0
+        self._taken += slots
+        return slots
+
+    def release(self, slots: int) -> None:
+        """Give back what was reserved and not pushed."""
+        self._taken -= slots
+
+    def push(self, frame: FromServer) -> None:
+        """Hand a frame to the connection; one that cannot keep up with its frames is closed."""
+        try:
+            self.send.send_nowait(frame)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close()
+
+    def push_tasks(self, tasks: list[ClaimedTask]) -> None:
+        """What does not arrive is claimed again once its lease has run out (R3.4, R3.8)."""
+        if tasks:
+            self.push(TasksPushed(payload=tasks))
+
+    def close(self) -> None:
+        self.is_open = False
+        self.send.close()

@@ -1,0 +1,137 @@
+"""The actor of one task in flight: its daemon's reports in order, one at a time (R2.1, R3.5, R3.7).
+
+Every report is one fenced move in the database; what this actor adds is order, and the news to
+those who watch. It remembers nothing that the row does not know: a crash costs one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import msgspec
+import trio
+
+from understudy.actors.actor import Actor
+from understudy.actors.mailbox import Ask
+from understudy.actors.watermark import Watermark
+from understudy.core.leases import Leases
+from understudy.core.lifecycle import TERMINAL
+from understudy.store import tasks
+from understudy.store.database import Database
+from understudy.store.errors import DatabaseUnavailable
+from understudy.store.tasks import Holder, Moved, Outcome
+from understudy.wire.daemon import Complete, Fail, Messages, Progress, Session, UsageReport
+
+IDLE_S: Final = 120.0
+
+Report: TypeAlias = Progress | Messages | Session | UsageReport | Complete | Fail
+
+
+@dataclass(frozen=True)
+class Renew(Ask["Moved | DatabaseUnavailable"]):
+    holder: Holder
+
+
+@dataclass(frozen=True)
+class Start(Ask["Moved | DatabaseUnavailable"]):
+    holder: Holder
+
+
+@dataclass(frozen=True)
+class Told(Ask["Moved | DatabaseUnavailable"]):
+    """What the daemon says of its run."""
+
+    holder: Holder
+    report: Report
+
+
+Message: TypeAlias = Renew | Start | Told
+
+
+class TaskActor(Actor[Message]):
+    """`newest` is the highest message seq; `committed` hears of each move that was made."""
+
+    def __init__(
+        self,
+        database: Database,
+        leases: Leases,
+        newest: Watermark,
+        committed: Callable[[Moved], None],
+    ) -> None:
+        self._database = database
+        self._leases = leases
+        self._newest = newest
+        self._committed = committed
+
+    async def start(self) -> None:
+        self.deadline = trio.current_time() + IDLE_S
+
+    async def receive(self, message: Message) -> None:
+        try:
+            moved = await self._carry_out(message)
+        except DatabaseUnavailable as away:
+            message.reply(away)
+            return
+        message.reply(moved)
+        if moved.outcome is Outcome.MOVED:
+            self._committed(moved)
+        self.deadline = trio.current_time() + IDLE_S
+        if moved.task is None or moved.task.status in TERMINAL:
+            self.stop()
+
+    async def wake(self) -> None:
+        self.stop()  # The next report finds or makes another.
+
+    async def _carry_out(self, message: Message) -> Moved:
+        match message:
+            case Renew(holder=holder):
+                return await tasks.renew(self._database, holder, by_s=self._leases.renew_by_s)
+            case Start(holder=holder):
+                return await tasks.start(self._database, holder)
+            case Told(holder=holder, report=report):
+                return await self._report(holder, report)
+
+    async def _report(self, holder: Holder, report: Report) -> Moved:
+        match report:
+            case Messages(messages=messages):
+                moved = await tasks.append_messages(self._database, holder, messages)
+                if moved.outcome is Outcome.MOVED:
+                    self._newest.raise_to(max((m.seq for m in messages), default=-1))
+                return moved
+            case Session():
+                return await tasks.pin_session(
+                    self._database,
+                    holder,
+                    session_id=report.session_id,
+                    work_dir=report.work_dir,
+                )
+            case UsageReport(usage=usage):
+                return await tasks.report_usage(self._database, holder, usage)
+            case Progress():
+                progress = msgspec.to_builtins(report)
+                progress.pop("claim_token", None)
+                return await tasks.set_progress(self._database, holder, progress)
+            case Complete():
+                return await tasks.complete(
+                    self._database,
+                    holder,
+                    _result(report),
+                    session_id=report.session_id,
+                    work_dir=report.work_dir,
+                )
+            case Fail():
+                return await tasks.fail(
+                    self._database,
+                    holder,
+                    report.failure_reason,
+                    report.error,
+                    session_id=report.session_id,
+                    work_dir=report.work_dir,
+                )
+
+
+def _result(report: Complete) -> dict[str, object]:
+    kept = ("output", "pr_url", "branch_name", "changes")
+    return {name: getattr(report, name) for name in kept if getattr(report, name) is not None}

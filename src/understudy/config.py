@@ -1,0 +1,66 @@
+"""Settings: read once from flags and the environment, frozen, passed down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from understudy.core.leases import Leases
+
+PORT: Final = 7717
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where Understudy keeps its things on this machine: `UNDERSTUDY_HOME`, or `~/.understudy`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Home:
+        if chosen := environment.get("UNDERSTUDY_HOME"):
+            return cls(Path(chosen).expanduser().absolute())
+        return cls(Path(environment.get("HOME") or "~").expanduser() / ".understudy")
+
+    @property
+    def postgres(self) -> Path:
+        return self.path / "postgres"
+
+    @property
+    def daemon(self) -> Path:
+        return self.path / "daemon"
+
+    @property
+    def credentials(self) -> Path:
+        return self.path / "credentials.json"
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    home: Home
+    host: str = "127.0.0.1"
+    port: int = PORT
+    database_url: str | None = None
+    pool_size: int = 8
+    leases: Leases = field(default_factory=Leases)
+
+    @property
+    def address(self) -> str:
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """`path` is this daemon's own directory: identity, runs, work directories, outbox."""
+
+    path: Path
+    server: str
+    token: str
+    workspace_id: str
+    tasks_max: int = 20
+    leases: Leases = field(default_factory=Leases)
+    search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath))

@@ -1,0 +1,90 @@
+"""Why a run failed, and what may follow: one closed taxonomy (R5.1, R5.2).
+
+Retry, resume, screens and metrics all read this table; nothing else decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class FailureReason(StrEnum):
+    # The machine or the connection, not the agent.
+    TIMEOUT = "timeout"
+    RUNTIME_OFFLINE = "runtime_offline"
+    RUNTIME_RECOVERY = "runtime_recovery"
+    RUNTIME_SHUTDOWN = "runtime_shutdown"
+    KEEPER_LOST = "keeper_lost"
+    PREPARE_FAILED = "prepare_failed"
+    POISON = "poison"
+    QUEUED_EXPIRED = "queued_expired"
+    # The model's provider.
+    PROVIDER_NETWORK = "provider_network"
+    PROVIDER_OVERLOADED = "provider_overloaded"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    AUTH = "auth"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_OVERFLOW = "context_overflow"
+    # The agent and how it was set up.
+    AGENT_ERROR = "agent_error"
+    AGENT_STALLED = "agent_stalled"
+    ITERATION_LIMIT = "iteration_limit"
+    NO_RESULT = "no_result"
+    MISSING_CONFIG = "missing_config"
+    EXECUTABLE_MISSING = "executable_missing"
+    # People.
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class FailurePolicy:
+    """What may follow a failure for one reason.
+
+    `attempts_max` caps the task's own `max_attempts`; None leaves it as it is.
+    `delays_s` is the wait before each further attempt, the last one repeating, doubled each time
+    when `doubling`; `resume` tells whether the next attempt may continue the agent's session.
+    """
+
+    is_retryable: bool = False
+    attempts_max: int | None = None
+    delays_s: tuple[float, ...] = (0.0,)
+    doubling: bool = False
+    resume: bool = True
+
+
+R = FailureReason
+AT_ONCE: Final = FailurePolicy(is_retryable=True)
+NEVER: Final = FailurePolicy()
+NEVER_FRESH: Final = FailurePolicy(resume=False)
+
+POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
+    R.TIMEOUT: AT_ONCE,
+    R.RUNTIME_OFFLINE: AT_ONCE,
+    R.RUNTIME_RECOVERY: AT_ONCE,
+    R.RUNTIME_SHUTDOWN: AT_ONCE,
+    R.KEEPER_LOST: AT_ONCE,
+    R.PREPARE_FAILED: AT_ONCE,
+    R.AGENT_STALLED: FailurePolicy(is_retryable=True, resume=False),
+    R.PROVIDER_NETWORK: FailurePolicy(is_retryable=True, attempts_max=3, delays_s=(0.0, 5.0, 30.0)),
+    R.PROVIDER_OVERLOADED: FailurePolicy(is_retryable=True, delays_s=(30.0,), doubling=True),
+    R.QUOTA_EXHAUSTED: FailurePolicy(is_retryable=True, delays_s=(3600.0,)),
+    R.POISON: NEVER,
+    R.QUEUED_EXPIRED: NEVER,
+    R.AUTH: NEVER,
+    R.MODEL_UNAVAILABLE: NEVER,
+    R.INVALID_REQUEST: NEVER_FRESH,
+    R.CONTEXT_OVERFLOW: NEVER_FRESH,
+    R.AGENT_ERROR: NEVER,
+    R.ITERATION_LIMIT: NEVER_FRESH,
+    R.NO_RESULT: NEVER,
+    R.MISSING_CONFIG: NEVER,
+    R.EXECUTABLE_MISSING: NEVER,
+    R.CANCELLED: NEVER,
+    R.SUPERSEDED: NEVER,
+    R.UNKNOWN: NEVER,
+}

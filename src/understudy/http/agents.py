@@ -1,0 +1,59 @@
+"""Agents, and the machines they run on."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response, request
+
+from understudy.core.records import Agent
+from understudy.http import auth
+from understudy.http.body import body
+from understudy.http.errors import answer
+from understudy.http.site import Site
+from understudy.store import agents, runtimes
+from understudy.wire import board as wire
+from understudy.wire.errors import Refused, invalid, not_found
+
+
+def blueprint(site: Site) -> Blueprint:
+    routes = Blueprint("agents", __name__)
+    database = site.database
+
+    @routes.get("/api/agents")
+    async def list_agents() -> Response:
+        person = await auth.person(request, database)
+        return answer(await agents.of_workspace(database, person.workspace.id))
+
+    @routes.post("/api/agents")
+    async def create_agent() -> Response:
+        person = await auth.person(request, database)
+        wanted = await body(wire.CreateAgent)
+        await _check_runtime(site, person, wanted)
+        try:
+            made = await agents.create(database, person.workspace.id, wanted)
+        except agents.AgentExists:
+            raise Refused(409, "exists", f"there is an agent named {wanted.name} already") from None
+        return answer(made, 201)
+
+    @routes.get("/api/runtimes")
+    async def list_runtimes() -> Response:
+        person = await auth.person(request, database)
+        return answer(await runtimes.of_workspace(database, person.workspace.id))
+
+    return routes
+
+
+async def find_agent(site: Site, person: auth.Person, name: str) -> Agent:
+    agent = await agents.find(site.database, person.workspace.id, name)
+    if agent is None:
+        raise not_found(f"agent {name[:80]}")
+    return agent
+
+
+async def _check_runtime(site: Site, person: auth.Person, wanted: wire.CreateAgent) -> None:
+    if wanted.runtime_id is None:
+        return
+    row = await runtimes.find(site.database, wanted.runtime_id)
+    if row is None or row.workspace_id != person.workspace.id:
+        raise not_found("runtime")
+    if row.provider != wanted.provider:
+        raise invalid(f"provider is {wanted.provider}, but that runtime runs {row.provider}")

@@ -1,0 +1,48 @@
+"""The Quart-trio app of one node: blueprints that decode, ask, encode."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import Response
+from quart_trio import QuartTrio
+
+from understudy.http import agents, daemon, errors, issues, login, socket, stream, system, tasks
+from understudy.http.calls import Desk
+from understudy.http.site import Site
+
+BODY_MAX: Final = 16 * 1024 * 1024
+SECURITY: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(site: Site) -> QuartTrio:
+    app = QuartTrio("understudy", static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    errors.install(app)
+    desk = Desk(site.cast)
+    for routes in (
+        daemon.blueprint(site, desk),
+        socket.blueprint(site, desk),
+        stream.blueprint(site),
+        system.blueprint(site),
+        agents.blueprint(site),
+        issues.blueprint(site),
+        tasks.blueprint(site),
+        login.blueprint(site),
+    ):
+        app.register_blueprint(routes)
+
+    @app.after_request
+    async def secure(response: Response) -> Response:
+        for name, value in SECURITY.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return app

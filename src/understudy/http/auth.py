@@ -1,0 +1,101 @@
+"""Who asks: a key in the header, or the browser's cookie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from quart.wrappers import Request, Websocket
+
+from understudy.core.records import User, Workspace
+from understudy.store import people, tokens
+from understudy.store.database import Database
+from understudy.store.tokens import Grant
+from understudy.wire.daemon import CLAIM_LEASE
+from understudy.wire.errors import Refused, invalid, not_found
+
+COOKIE: Final = "understudy_session"
+SESSION_S: Final = 30 * 24 * 3600.0
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A daemon at work in one workspace. `tokened`: it knows claim tokens (R3.6)."""
+
+    workspace_id: UUID
+    tokened: bool
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody at a board."""
+
+    user: User
+    workspace: Workspace
+
+
+async def machine(request: Request | Websocket, database: Database) -> Machine:
+    """Raises `Refused`: 401 without a valid key, 403 for one that opens no daemon API."""
+    grant = await _grant(_bearer(request), database)
+    if grant.kind not in {"daemon", "personal"} or grant.workspace_id is None:
+        raise Refused(403, "forbidden", "this key is not a machine's: make one with a daemon key")
+    capabilities = request.headers.get("X-Client-Capabilities", "")
+    tokened = CLAIM_LEASE in {each.strip() for each in capabilities.split(",")}
+    return Machine(grant.workspace_id, tokened)
+
+
+async def person(request: Request, database: Database) -> Person:
+    """Raises `Refused`: 401 without a valid key, 403 for a machine's or a forged request."""
+    grant = await _grant(_bearer(request) or _cookie(request), database)
+    if grant.kind not in {"session", "personal"} or grant.user_id is None:
+        raise Refused(403, "forbidden", "this key is not a person's")
+    user = await people.find_user(database, grant.user_id)
+    assert user is not None, "a key goes with its user"
+    return Person(user, await _workspace(request, database, grant))
+
+
+async def _grant(secret: str | None, database: Database) -> Grant:
+    if secret is None:
+        raise Refused(401, "unauthenticated", "no key: send `Authorization: Bearer <key>`")
+    if (grant := await tokens.find(database, secret)) is None:
+        raise Refused(401, "unauthenticated", "this key is unknown, expired or revoked")
+    return grant
+
+
+def _bearer(request: Request | Websocket) -> str | None:
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    return secret.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _cookie(request: Request) -> str | None:
+    secret = request.cookies.get(COOKIE)
+    if secret and request.method not in SAFE_METHODS:
+        # The browser sends the cookie along whoever made the form: the page must be our own.
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != request.host:
+            raise Refused(403, "forbidden", f"this page ({origin}) may not act here")
+    return secret
+
+
+async def _workspace(request: Request, database: Database, grant: Grant) -> Workspace:
+    """The one that `?workspace=` names, by slug or id; the key's own; or the person's first."""
+    assert grant.user_id is not None
+    mine = await people.workspaces_of(database, grant.user_id)
+    if grant.workspace_id is not None:
+        mine = [each for each in mine if each.id == grant.workspace_id]
+    if wanted := request.args.get("workspace"):
+        mine = [each for each in mine if wanted in {each.slug, str(each.id)}]
+    if not mine:
+        raise not_found("workspace")
+    return mine[0]
+
+
+def parse_id(text: str, what: str) -> UUID:
+    """Raises `Refused` (400): a malformed id is not a proof that something is gone (R4.6)."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise invalid(f"{what} is not an id: {text[:80]!r}") from None

@@ -1,0 +1,209 @@
+"""The daemon's calls, carried out: the same for HTTP and for the websocket (R11.1, R11.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from understudy.actors import task as task_actor
+from understudy.actors.cast import Cast
+from understudy.core.records import Runtime, Task
+from understudy.http.auth import Machine, parse_id
+from understudy.store import people, runtimes, tasks
+from understudy.store.tasks import Holder, Moved, Outcome
+from understudy.wire import daemon as wire
+from understudy.wire.errors import fenced, invalid, not_found
+from understudy.wire.text import decode_cleaned
+
+Handler: TypeAlias = Callable[[Machine, UUID, Any], Awaitable[object]]
+NOBODY: Final = UUID(int=0)
+
+
+class Desk:
+    def __init__(self, cast: Cast) -> None:
+        self._cast = cast
+        self._database = cast.database
+        self._handlers: dict[str, Handler] = {
+            "register": self._register,
+            "deregister": self._deregister,
+            "heartbeat": self._heartbeat,
+            "heartbeats": self._heartbeats,
+            "claim": self._claim,
+            "pending": self._pending,
+            "status": self._status,
+            "lease": self._renew,
+            "start": self._start,
+        } | dict.fromkeys(
+            ("progress", "messages", "session", "usage", "complete", "fail"), self._told
+        )
+        assert set(self._handlers) == set(wire.CALLS)
+
+    async def answer(self, machine: Machine, call: str, subject: UUID | None, raw: bytes) -> object:
+        """Raises `Refused`, `DatabaseUnavailable` or `ActorGone`, and then nothing has changed."""
+        shape = wire.CALLS.get(call)
+        if shape is None:
+            raise invalid(f"no such call: {call[:80]!r}")
+        if shape.subject and subject is None:
+            raise invalid(f"{shape.subject}_id is required")
+        request = decode_cleaned(raw, shape.request)
+        done = await self._handlers[call](machine, subject or NOBODY, request)
+        return wire.Acknowledged() if shape.answer is wire.Acknowledged else done
+
+    # Machines
+
+    async def _register(self, machine: Machine, _: UUID, request: wire.Register) -> wire.Registered:
+        workspace_id = await self._check(machine, request)
+        rows = await runtimes.register(
+            self._database,
+            runtimes.Machine(
+                workspace_id,
+                request.daemon_id.strip(),
+                request.device_name.strip(),
+                request.incarnation,
+            ),
+            _offers(request),
+        )
+        for row in rows:
+            await self._cast.attend(row)
+            self._cast.heard(row.id)
+        self._cast.committed(None)
+        workspace = await people.find_workspace(self._database, workspace_id)
+        repository = workspace and workspace.repository
+        return wire.Registered(
+            runtimes=[
+                wire.RegisteredRuntime(id=r.id, name=r.name, provider=r.provider, status=r.status)
+                for r in rows
+            ],
+            repos=[wire.Repository(url=repository)] if repository else [],
+            verdicts=await self._verdicts(workspace_id, request.inventory),
+        )
+
+    async def _check(self, machine: Machine, request: wire.Register) -> UUID:
+        if not request.daemon_id.strip():
+            raise invalid("daemon_id is required")
+        if not request.workspace_id.strip():
+            raise invalid("workspace_id is required")
+        if not request.runtimes:
+            raise invalid("at least one runtime is required")
+        if parse_id(request.workspace_id.strip(), "workspace_id") != machine.workspace_id:
+            raise not_found("workspace")
+        return machine.workspace_id
+
+    async def _verdicts(
+        self, workspace_id: UUID, inventory: wire.Inventory | None
+    ) -> dict[str, wire.Verdict]:
+        """R6.2. What is finished is always sent: a replay repeats nothing, a stale one hears so."""
+        if inventory is None:
+            return {}
+        running = inventory.running
+        held = await tasks.tokens_in_flight(
+            self._database, workspace_id, [each.task_id for each in running]
+        )
+        verdicts: dict[str, wire.Verdict] = {}
+        for each in running:
+            is_held = each.task_id in held and held[each.task_id] == each.claim_token
+            verdicts[str(each.task_id)] = "keep" if is_held else "stop"
+        for each in inventory.finished:
+            verdicts[str(each.task_id)] = "send"
+        return verdicts
+
+    async def _deregister(self, machine: Machine, _: UUID, request: wire.Deregister) -> None:
+        if not request.runtime_ids:
+            raise invalid("runtime_ids is required")
+        ids = [parse_id(each, "runtime_ids") for each in request.runtime_ids]
+        await runtimes.go_offline(
+            self._database, ids, action="deregister", workspace_id=machine.workspace_id
+        )
+        self._cast.committed(None)
+
+    async def _heartbeat(self, machine: Machine, _: UUID, request: wire.Heartbeat) -> None:
+        if not request.runtime_id.strip():
+            raise invalid("runtime_id is required")
+        runtime_id = parse_id(request.runtime_id.strip(), "runtime_id")
+        if not await self._hear(machine, runtime_id):
+            raise not_found("runtime")
+
+    async def _heartbeats(
+        self, machine: Machine, _: UUID, request: wire.Heartbeats
+    ) -> wire.HeartbeatsHeard:
+        gone = [each for each in request.runtime_ids if not await self._hear(machine, each)]
+        return wire.HeartbeatsHeard(gone=gone)
+
+    async def _hear(self, machine: Machine, runtime_id: UUID) -> bool:
+        if self._cast.workspace_of(runtime_id) == machine.workspace_id:
+            return self._cast.heard(runtime_id)
+        row = await runtimes.find(self._database, runtime_id)
+        if row is None or row.workspace_id != machine.workspace_id:
+            return False
+        await self._cast.attend(row)
+        return self._cast.heard(runtime_id)
+
+    # Claims
+
+    async def _claim(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> wire.Claimed:
+        await self._cast.attend(await self._runtime(machine, runtime_id))
+        found = await self._cast.claim_one(runtime_id, tokened=machine.tokened)
+        return wire.Claimed(task=found)
+
+    async def _pending(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> list[Task]:
+        await self._runtime(machine, runtime_id)
+        return await tasks.pending_of_runtime(self._database, machine.workspace_id, runtime_id)
+
+    async def _runtime(self, machine: Machine, runtime_id: UUID) -> Runtime:
+        row = await runtimes.find(self._database, runtime_id)
+        if row is None or row.workspace_id != machine.workspace_id:
+            raise not_found("runtime")
+        return row
+
+    # Runs
+
+    async def _status(self, machine: Machine, task_id: UUID, _: wire.Nothing) -> wire.TaskStatus:
+        row = await tasks.find(self._database, machine.workspace_id, task_id)
+        if row is None:
+            raise not_found("task")
+        return wire.TaskStatus(status="cancelled" if row.cancel_requested_at else row.status)
+
+    async def _renew(self, machine: Machine, task_id: UUID, request: wire.Held) -> Task:
+        holder = Holder(machine.workspace_id, task_id, request.claim_token)
+        return _done(await self._cast.report(task_id, partial(task_actor.Renew, holder)))
+
+    async def _start(self, machine: Machine, task_id: UUID, request: wire.Held) -> Task:
+        holder = Holder(machine.workspace_id, task_id, request.claim_token)
+        return _done(await self._cast.report(task_id, partial(task_actor.Start, holder)))
+
+    async def _told(self, machine: Machine, task_id: UUID, request: task_actor.Report) -> Task:
+        holder = Holder(machine.workspace_id, task_id, request.claim_token)
+        return _done(await self._cast.report(task_id, partial(task_actor.Told, holder, request)))
+
+
+def _offers(request: wire.Register) -> list[runtimes.Offer]:
+    """Trimmed, with the defaults of spec section 12; of two of one provider the last one counts."""
+    device = request.device_name.strip()
+    offers = {}
+    for each in request.runtimes:
+        provider = each.type.strip() or "unknown"
+        version = each.version.strip()
+        offers[provider] = runtimes.Offer(
+            provider=provider,
+            name=each.name.strip() or f"{provider} ({device})",
+            device_info=f"{device} · {version}" if version else device,
+            version=version,
+            status="offline" if each.status.strip() == "offline" else "online",
+            problem=each.problem,
+        )
+    return list(offers.values())
+
+
+def _done(moved: Moved) -> Task:
+    """The row, moved now or before by the same claim. Raises `Refused`: 404 or 409."""
+    match moved.outcome:
+        case Outcome.MOVED | Outcome.REPLAYED:
+            assert moved.task is not None
+            return moved.task
+        case Outcome.FENCED:
+            assert moved.task is not None
+            raise fenced(f"the task is {moved.task.status}, and this claim does not hold it")
+        case Outcome.NOT_FOUND:
+            raise not_found("task")

@@ -1,0 +1,166 @@
+"""The daemon's websocket: calls answered as they come, tasks pushed under credit (R11.2)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+from uuid import UUID
+
+import msgspec
+import trio
+from quart import Blueprint, Response, websocket
+
+from understudy.actors import runtime
+from understudy.actors.link import Link
+from understudy.actors.mailbox import ActorGone
+from understudy.http import auth
+from understudy.http.calls import Desk
+from understudy.http.errors import refusal_of, refuse
+from understudy.http.site import Site
+from understudy.store.errors import DatabaseUnavailable
+from understudy.wire.daemon import Registered
+from understudy.wire.errors import Refused, RemoteProtocolError
+from understudy.wire.frames import (
+    CALLS_MAX,
+    Answer,
+    Answers,
+    Bye,
+    Call,
+    Calls,
+    Credit,
+    CreditGranted,
+    FromServer,
+    decode_from_daemon,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S: Final = 45.0
+"""A daemon is heard every 15 s; a missing pong is nowhere else noticed."""
+AT_WORK_MAX: Final = 200
+"""Calls of one connection under way; beyond that its next frame waits."""
+GOING_AWAY, POLICY, RESTART = 1001, 1008, 1012
+
+
+def blueprint(site: Site, desk: Desk) -> Blueprint:
+    routes = Blueprint("socket", __name__)
+
+    @routes.websocket("/api/daemon/ws")
+    async def daemon_socket() -> Response | None:
+        try:
+            machine = await auth.machine(websocket, site.database)  # type: ignore[arg-type]
+        except (Refused, DatabaseUnavailable) as error:
+            return refuse(refusal_of(error))
+        await websocket.accept()
+        await Conversation(site, desk, machine).run()
+        return None
+
+    return routes
+
+
+class Conversation:
+    """One connection. What it pushes goes through `link`, which the runtimes' actors hold."""
+
+    def __init__(self, site: Site, desk: Desk, machine: auth.Machine) -> None:
+        self._site = site
+        self._desk = desk
+        self._machine = auth.Machine(machine.workspace_id, tokened=True)
+        self._link = Link()
+        self._runtimes: set[UUID] = set()
+        self._room = trio.Semaphore(AT_WORK_MAX)
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_frames, nursery.cancel_scope)
+                nursery.start_soon(self._say_goodbye, nursery.cancel_scope)
+                await self._receive_frames(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._detach()
+
+    async def _receive_frames(self, nursery: trio.Nursery) -> None:
+        while True:
+            with trio.move_on_after(SILENCE_S) as silence:
+                text = await websocket.receive()
+            if silence.cancelled_caught:
+                await websocket.close(GOING_AWAY, "silent for too long")
+                return
+            try:
+                frame = decode_from_daemon(text or b"")
+            except RemoteProtocolError as error:
+                await websocket.close(POLICY, str(error)[:100])
+                return
+            match frame:
+                case Calls(payload=calls):
+                    for call in calls:
+                        await self._room.acquire()
+                        nursery.start_soon(self._answer, call)
+                case CreditGranted(payload=credit):
+                    await self._take_credit(credit)
+
+    async def _answer(self, call: Call) -> None:
+        """Calls of one frame run side by side; a daemon that needs order awaits each answer."""
+        try:
+            done = await self._desk.answer(self._machine, call.call, call.subject, bytes(call.body))
+            answer = Answer(id=call.id, body=msgspec.Raw(msgspec.json.encode(done)))
+            if isinstance(done, Registered):
+                self._runtimes |= {each.id for each in done.runtimes}
+        except Exception as error:  # noqa: BLE001  # A call is a request: its errors are answers.
+            answer = Answer(id=call.id, refusal=refusal_of(error))
+        finally:
+            self._room.release()
+        self._link.push(Answers(payload=[answer]))
+
+    async def _take_credit(self, credit: Credit) -> None:
+        self._link.grant(credit.total)
+        for runtime_id in set(credit.runtime_ids) & self._runtimes:
+            try:
+                actor = await self._site.cast.runtimes.find(runtime_id)
+                await actor.tell(runtime.Attached(self._link))
+            except (ActorGone, DatabaseUnavailable):
+                logger.warning(
+                    "runtime %s takes no tasks yet; the next heartbeat tells", runtime_id
+                )
+
+    async def _send_frames(self, connection: trio.CancelScope) -> None:
+        async for frame in self._link.frames:
+            for each in _gathered(frame, self._link.frames):
+                await websocket.send(encode(each))
+        connection.cancel()  # The link was closed: this daemon does not read.
+
+    async def _say_goodbye(self, connection: trio.CancelScope) -> None:
+        await self._site.stopping.wait()
+        await websocket.send(encode(Bye()))
+        await websocket.close(RESTART, "the server stops")
+        connection.cancel()
+
+    def _detach(self) -> None:
+        """No await in here: it runs when the connection is cancelled too."""
+        self._link.close()
+        for runtime_id in self._runtimes:
+            if (actor := self._site.cast.runtimes.get(runtime_id)) is not None:
+                try:
+                    actor.tell_nowait(runtime.Detached(self._link))
+                except (trio.WouldBlock, ActorGone):
+                    pass  # A closed link reserves nothing; the actor finds out when it pushes.
+
+
+def _gathered(first: FromServer, frames: trio.MemoryReceiveChannel[FromServer]) -> list[FromServer]:
+    """What is waiting, with answers joined into one frame; order is kept within each kind."""
+    answers: list[Answer] = []
+    others: list[FromServer] = []
+    frame: FromServer | None = first
+    while frame is not None:
+        if isinstance(frame, Answers):
+            answers += frame.payload
+        else:
+            others.append(frame)
+        frame = None
+        if len(answers) < CALLS_MAX:
+            try:
+                frame = frames.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                pass
+    return [Answers(payload=answers), *others] if answers else others

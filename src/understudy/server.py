@@ -1,0 +1,87 @@
+"""One server node: its whole tree on one screen, in the order in which it starts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from random import SystemRandom
+from typing import Final
+
+import trio
+
+from understudy.actors.actor import spawn
+from understudy.actors.broadcast import Broadcast, Tail
+from understudy.actors.cast import Cast
+from understudy.config import ServerConfig
+from understudy.core.restarts import CannotStart, RestartPolicy
+from understudy.core.tree import Branch
+from understudy.http.app import create_app
+from understudy.http.serve import CannotListen, ServeConfig, open_listeners, serve
+from understudy.http.site import Site
+from understudy.store import schema
+from understudy.store.connection import Connection
+from understudy.store.database import Database
+from understudy.store.errors import DatabaseUnavailable
+from understudy.store.pool import Pool
+from understudy.supervisor import open_children, supervise
+from understudy.version import VERSION
+
+STOP_S: Final = 10.0
+
+
+async def run_server(
+    config: ServerConfig,
+    tree: Branch,
+    *,
+    task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, then stop: no new requests, streams closed, actors, connections."""
+    listeners = await _listen(config)
+    async with open_database(config) as database, open_children(stop_s=STOP_S) as children:
+        tail, stopping = Tail(), trio.Event()
+        news = await spawn(
+            children,
+            tree.child("broadcast"),
+            partial(Broadcast, database, tail),
+            mailbox_max=16,
+            policy=RestartPolicy(),
+        )
+        cast = Cast(database, leases=config.leases, tail=tail, news=news)
+        await children.start(cast.run, tree)
+        site = Site(database, cast, tree, stopping, VERSION)
+        http = partial(serve, create_app(site), listeners, config=ServeConfig(), stopping=stopping)
+        await children.start(
+            supervise, tree.child("http"), http, RestartPolicy(), finish=stopping.set
+        )
+        gc.freeze()
+        task_status.started(site)
+        await trio.sleep_forever()
+
+
+async def _listen(config: ServerConfig) -> list[trio.SocketListener]:
+    try:
+        return await open_listeners(config.host, config.port)
+    except CannotListen as error:
+        raise CannotStart(str(error)) from error
+
+
+@asynccontextmanager
+async def open_database(config: ServerConfig) -> AsyncIterator[Database]:
+    """The database at `config.database_url`, brought up to today's schema."""
+    assert config.database_url is not None
+    pool = Pool(partial(Connection.open, config.database_url), size=config.pool_size)
+    try:
+        await _bring_up(pool)
+        yield Database(pool, SystemRandom())
+    finally:
+        await pool.aclose()
+
+
+async def _bring_up(pool: Pool) -> None:
+    try:
+        async with pool.connection() as connection:
+            await schema.bring_up(connection)
+    except (DatabaseUnavailable, schema.NewerDatabase) as error:
+        raise CannotStart(f"the database cannot be used: {error}") from error

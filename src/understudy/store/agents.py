@@ -1,0 +1,99 @@
+"""Agents: named workers, and what a run of one needs to know."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+import psycopg.errors
+
+from understudy.core.records import Agent, Claim
+from understudy.store.database import Database, read, read_all
+from understudy.wire.board import CreateAgent
+from understudy.wire.daemon import AgentBrief, ClaimedTask, IssueBrief, Repository
+
+
+class AgentExists(Exception):
+    """An agent of that name is in the workspace already."""
+
+
+async def create(database: Database, workspace_id: UUID, wanted: CreateAgent) -> Agent:
+    """Raises `AgentExists`; names are told apart without regard to case."""
+    try:
+        row = await database.pool.fetchrow(
+            "insert into understudy.agents (id, workspace_id, name, provider, runtime_id,"
+            " instructions, model, custom_args, custom_env, mcp_config, max_concurrent_tasks)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) returning *",
+            database.new_id(),
+            workspace_id,
+            wanted.name,
+            wanted.provider,
+            wanted.runtime_id,
+            wanted.instructions,
+            wanted.model,
+            wanted.custom_args,
+            wanted.custom_env,
+            wanted.mcp_config,
+            wanted.max_concurrent_tasks,
+        )
+    except psycopg.errors.UniqueViolation:
+        raise AgentExists(wanted.name) from None
+    assert row is not None
+    return read(row, Agent)
+
+
+async def find(database: Database, workspace_id: UUID, name: str) -> Agent | None:
+    """By id or by name, in any case."""
+    row = await database.pool.fetchrow(
+        "select * from understudy.agents where workspace_id = $1 and archived_at is null"
+        " and (id::text = lower($2) or lower(name) = lower($2))",
+        workspace_id,
+        name,
+    )
+    return None if row is None else read(row, Agent)
+
+
+async def of_workspace(database: Database, workspace_id: UUID) -> list[Agent]:
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.agents where workspace_id = $1 and archived_at is null"
+            " order by lower(name)",
+            workspace_id,
+        ),
+        Agent,
+    )
+
+
+async def brief(database: Database, claims: list[Claim]) -> list[ClaimedTask]:
+    """Each claim with all that its run needs: agent, issue, repository."""
+    rows = await database.pool.fetch(
+        """
+        select t.id as task_id, a.id, a.name, a.instructions, a.custom_env, a.custom_args,
+               a.mcp_config, a.model, i.id as issue_id, i.title, i.description,
+               w.issue_prefix || '-' || i.number as key,
+               coalesce(i.repository, w.repository) as repository
+        from understudy.tasks t
+        join understudy.agents a on a.id = t.agent_id
+        join understudy.workspaces w on w.id = t.workspace_id
+        left join understudy.issues i on i.id = t.issue_id
+        where t.id = any ($1)
+        """,
+        [claim.task.id for claim in claims],
+    )
+    briefs = {row["task_id"]: row for row in rows}
+    return [_claimed(claim, briefs[claim.task.id].as_dict()) for claim in claims]
+
+
+def _claimed(claim: Claim, found: dict[str, object]) -> ClaimedTask:
+    issue = None
+    if found["issue_id"] is not None:
+        issue = msgspec.convert(found | {"id": found["issue_id"]}, IssueBrief)
+    repository = found["repository"]
+    return ClaimedTask(
+        **msgspec.structs.asdict(claim.task),
+        claim_token=claim.claim_token,
+        claim_expires_at=claim.claim_expires_at,
+        agent=msgspec.convert(found, AgentBrief),
+        issue=issue,
+        repos=[] if repository is None else [Repository(url=str(repository))],
+    )

@@ -1,0 +1,150 @@
+"""Issues, their conversation, and who is on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from understudy.core.records import Comment, Issue, Task
+from understudy.store.connection import Record
+from understudy.store.database import Database, read, read_all
+from understudy.wire.board import CreateIssue
+
+SELECT: Final = """
+    select i.*, w.issue_prefix || '-' || i.number as key, coalesce(a.name, u.name) as assignee_name
+    from understudy.issues i
+    join understudy.workspaces w on w.id = i.workspace_id
+    left join understudy.agents a on a.id = i.assignee_agent_id
+    left join understudy.users u on u.id = i.assignee_user_id
+"""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """`outcome`: enqueued, assigned, unchanged, pending, issue_not_found or agent_not_found."""
+
+    outcome: str
+    task: Task | None
+
+
+async def create(
+    database: Database, workspace_id: UUID, user_id: UUID | None, wanted: CreateIssue
+) -> Issue:
+    """The next number of the workspace is drawn in the same transaction: numbers have no gaps."""
+    async with database.pool.transaction() as connection:
+        number = await connection.fetchval(
+            "update understudy.workspaces set issue_counter = issue_counter + 1"
+            " where id = $1 returning issue_counter",
+            workspace_id,
+        )
+        issue_id = database.new_id()
+        await connection.execute(
+            "insert into understudy.issues (id, workspace_id, number, title, description, status,"
+            " priority, repository, creator_user_id) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            issue_id,
+            workspace_id,
+            number,
+            wanted.title,
+            wanted.description,
+            wanted.status,
+            int(wanted.priority),
+            wanted.repository,
+            user_id,
+        )
+        row = await connection.fetchrow(f"{SELECT} where i.id = $1", issue_id)
+    assert row is not None
+    return read(row, Issue)
+
+
+async def find(database: Database, workspace_id: UUID, name: str) -> Issue | None:
+    """By id, by key (`UND-7`, in any case) or by number."""
+    row = await database.pool.fetchrow(
+        f"""{SELECT} where i.workspace_id = $1
+            and (i.id::text = lower($2) or lower(w.issue_prefix || '-' || i.number) = lower($2)
+                 or i.number::text = $2)""",
+        workspace_id,
+        name,
+    )
+    return None if row is None else read(row, Issue)
+
+
+async def of_workspace(
+    database: Database, workspace_id: UUID, *, rows_max: int = 500
+) -> list[Issue]:
+    """The most recently changed first."""
+    return read_all(
+        await database.pool.fetch(
+            f"{SELECT} where i.workspace_id = $1"
+            " order by i.updated_at desc, i.number desc limit $2",
+            workspace_id,
+            rows_max,
+        ),
+        Issue,
+    )
+
+
+async def assign(
+    database: Database, workspace_id: UUID, issue_id: UUID, agent_id: UUID
+) -> Assignment:
+    """Starts a task unless the issue is in the backlog or the agent is on it already (R10.1)."""
+    row = await database.pool.fetchrow(
+        "select m.outcome, (m.task).* from understudy.assign_to_agent($1, $2, $3, $4) m",
+        workspace_id,
+        issue_id,
+        agent_id,
+        database.new_id(),
+    )
+    return _assignment(row)
+
+
+async def set_status(
+    database: Database, workspace_id: UUID, issue_id: UUID, status: str
+) -> Assignment:
+    """Leaving the backlog starts the assigned agent (R10.1); ending an issue stops nothing (R7.5)."""
+    row = await database.pool.fetchrow(
+        "select m.outcome, (m.task).* from understudy.set_issue_status($1, $2, $3, $4) m",
+        workspace_id,
+        issue_id,
+        status,
+        database.new_id(),
+    )
+    return _assignment(row)
+
+
+def _assignment(row: Record | None) -> Assignment:
+    assert row is not None
+    return Assignment(row["outcome"], None if row["id"] is None else read(row, Task))
+
+
+async def add_comment(
+    database: Database, issue: Issue, body: str, *, user_id: UUID | None
+) -> Comment:
+    row = await database.pool.fetchrow(
+        "insert into understudy.comments (id, workspace_id, issue_id, author_user_id, body)"
+        " values ($1, $2, $3, $4, $5)"
+        " returning *,"
+        " (select name from understudy.users where id = author_user_id) as author_name",
+        database.new_id(),
+        issue.workspace_id,
+        issue.id,
+        user_id,
+        body,
+    )
+    assert row is not None
+    return read(row, Comment)
+
+
+async def comments(database: Database, issue_id: UUID, *, rows_max: int = 500) -> list[Comment]:
+    """Oldest first."""
+    return read_all(
+        await database.pool.fetch(
+            "select c.*, coalesce(a.name, u.name) as author_name from understudy.comments c"
+            " left join understudy.agents a on a.id = c.author_agent_id"
+            " left join understudy.users u on u.id = c.author_user_id"
+            " where c.issue_id = $1 order by c.created_at, c.id limit $2",
+            issue_id,
+            rows_max,
+        ),
+        Comment,
+    )

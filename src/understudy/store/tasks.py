@@ -1,0 +1,232 @@
+"""Tasks: every move as one round trip, with an outcome that says what happened (R2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from understudy.core.failures import FailureReason
+from understudy.core.records import Claim, Message, Task, Usage
+from understudy.store.connection import Record
+from understudy.store.database import Database, read, read_all
+
+
+class Outcome(StrEnum):
+    """`schema.sql`, section 7, says when each is meant."""
+
+    MOVED = "moved"
+    REPLAYED = "replayed"
+    FENCED = "fenced"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """`task` is the newest row, whatever the outcome; None where there is none."""
+
+    outcome: Outcome
+    task: Task | None
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who acts on a task: the tenant, the task, and the claim it is held under (R3.13)."""
+
+    workspace_id: UUID
+    task_id: UUID
+    claim_token: UUID | None
+
+
+def _moved(row: Record | None) -> Moved:
+    assert row is not None, "a move always answers"
+    outcome = Outcome(row["outcome"])
+    return Moved(outcome, None if row["id"] is None else read(row, Task))
+
+
+async def claim(
+    database: Database, runtime_id: UUID, *, slots: int, tokened: bool, claim_s: float
+) -> list[Claim]:
+    """Take up to `slots` queued tasks for a runtime that has just proved to be alive (R3.1-R3.4).
+
+    Its own expired claims go back into the queue first (R3.8).
+    """
+    rows = await database.pool.fetch(
+        "select * from understudy.claim_tasks($1, $2, $3, $4)",
+        runtime_id,
+        [database.new_id() for _ in range(slots)],
+        tokened,
+        timedelta(seconds=claim_s),
+    )
+    return [
+        Claim(
+            task=read(row, Task),
+            claim_token=row["claim_token"],
+            claim_expires_at=row["claim_expires_at"],
+        )
+        for row in rows
+    ]
+
+
+async def renew(database: Database, holder: Holder, *, by_s: float) -> Moved:
+    return await _move(database, "renew_claim", holder, timedelta(seconds=by_s))
+
+
+async def start(database: Database, holder: Holder) -> Moved:
+    return await _move(database, "start_task", holder)
+
+
+async def complete(
+    database: Database,
+    holder: Holder,
+    result: dict[str, Any],
+    *,
+    session_id: str | None,
+    work_dir: str | None,
+) -> Moved:
+    """Also writes the agent's final text as its comment and moves the issue on (R2.3, R10.3)."""
+    return await _move(
+        database, "complete_task", holder, result, session_id, work_dir, database.new_id()
+    )
+
+
+async def fail(
+    database: Database,
+    holder: Holder,
+    reason: FailureReason,
+    error: str,
+    *,
+    session_id: str | None,
+    work_dir: str | None,
+) -> Moved:
+    return await _move(database, "fail_task", holder, str(reason), error, session_id, work_dir)
+
+
+async def pin_session(
+    database: Database, holder: Holder, *, session_id: str | None, work_dir: str | None
+) -> Moved:
+    return await _move(database, "pin_session", holder, session_id, work_dir)
+
+
+async def set_progress(database: Database, holder: Holder, progress: dict[str, Any]) -> Moved:
+    return await _move(database, "set_progress", holder, progress)
+
+
+async def append_messages(database: Database, holder: Holder, messages: list[Message]) -> Moved:
+    """Unique by (task, seq): a batch may be sent again (R6.9)."""
+    return await _move(database, "append_messages", holder, msgspec.to_builtins(messages))
+
+
+async def report_usage(database: Database, holder: Holder, usage: list[Usage]) -> Moved:
+    return await _move(database, "report_usage", holder, msgspec.to_builtins(usage))
+
+
+async def _move(database: Database, function: str, holder: Holder, *arguments: object) -> Moved:
+    places = ", ".join(f"${n}" for n in range(1, 4 + len(arguments)))
+    return _moved(
+        await database.pool.fetchrow(
+            f"select m.outcome, (m.task).* from understudy.{function}({places}) m",  # noqa: S608
+            holder.workspace_id,
+            holder.task_id,
+            holder.claim_token,
+            *arguments,
+        )
+    )
+
+
+async def find(database: Database, workspace_id: UUID, task_id: UUID) -> Task | None:
+    row = await database.pool.fetchrow(
+        "select * from understudy.tasks where id = $1 and workspace_id = $2", task_id, workspace_id
+    )
+    return None if row is None else read(row, Task)
+
+
+async def find_anywhere(database: Database, task_id: UUID) -> Task | None:
+    """For actors, which are asked by id; whoever asks them has been let in before."""
+    row = await database.pool.fetchrow("select * from understudy.tasks where id = $1", task_id)
+    return None if row is None else read(row, Task)
+
+
+async def of_issue(database: Database, issue_id: UUID, *, rows_max: int = 100) -> list[Task]:
+    """Newest first."""
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.tasks where issue_id = $1 order by created_at desc limit $2",
+            issue_id,
+            rows_max,
+        ),
+        Task,
+    )
+
+
+async def of_workspace(
+    database: Database, workspace_id: UUID, *, rows_max: int = 100
+) -> list[Task]:
+    """Newest first."""
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.tasks where workspace_id = $1"
+            " order by created_at desc limit $2",
+            workspace_id,
+            rows_max,
+        ),
+        Task,
+    )
+
+
+async def pending_of_runtime(
+    database: Database, workspace_id: UUID, runtime_id: UUID, *, rows_max: int = 200
+) -> list[Task]:
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.tasks where workspace_id = $1 and runtime_id = $2"
+            " and status in ('queued', 'dispatched')"
+            " order by priority desc, created_at, id limit $3",
+            workspace_id,
+            runtime_id,
+            rows_max,
+        ),
+        Task,
+    )
+
+
+async def tokens_in_flight(
+    database: Database, workspace_id: UUID, task_ids: list[UUID]
+) -> dict[UUID, UUID | None]:
+    """Of these tasks the ones still in flight, each with the token that holds it (R6.2)."""
+    rows = await database.pool.fetch(
+        "select id, claim_token from understudy.tasks where workspace_id = $1 and id = any($2)"
+        " and status in ('dispatched', 'running')",
+        workspace_id,
+        task_ids,
+    )
+    return {row["id"]: row["claim_token"] for row in rows}
+
+
+async def messages(
+    database: Database, task_id: UUID, *, after: int = -1, rows_max: int = 500
+) -> list[Message]:
+    """In order of `seq`, from the one behind `after`."""
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.task_messages where task_id = $1 and seq > $2"
+            " order by seq limit $3",
+            task_id,
+            after,
+            rows_max,
+        ),
+        Message,
+    )
+
+
+async def usage(database: Database, task_id: UUID) -> list[Usage]:
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.usage where task_id = $1 order by provider, model", task_id
+        ),
+        Usage,
+    )

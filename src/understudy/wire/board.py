@@ -1,0 +1,110 @@
+"""The API of people and scripts: requests and answers of boards, issues, agents, machines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from msgspec import Meta
+
+from understudy.core.records import (
+    Agent,
+    Comment,
+    Issue,
+    Priority,
+    Runtime,
+    Task,
+    Usage,
+    User,
+    Workspace,
+)
+from understudy.core.struct import Struct
+
+Title = Annotated[str, Meta(min_length=1, max_length=500)]
+Text = Annotated[str, Meta(max_length=200_000)]
+AgentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+Provider = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+IssueStatus = Literal["backlog", "todo", "in_progress", "in_review", "done", "cancelled"]
+
+
+class Me(Struct):
+    user: User
+    workspaces: list[Workspace]
+
+
+class CreateAgent(Struct, forbid_unknown_fields=True):
+    name: AgentName
+    provider: Provider
+    runtime_id: UUID | None = None
+    instructions: Text = ""
+    model: str | None = None
+    custom_args: list[str] = []
+    custom_env: dict[str, str] = {}
+    mcp_config: dict[str, Any] | None = None
+    max_concurrent_tasks: Annotated[int, Meta(ge=1, le=1000)] = 6
+
+
+class CreateIssue(Struct, forbid_unknown_fields=True):
+    title: Title
+    description: Text = ""
+    status: IssueStatus = "todo"
+    priority: Priority = Priority.NONE
+    repository: Annotated[str, Meta(max_length=2000)] | None = None
+    agent: str | None = None
+    """Assign at once: an agent's name or id."""
+
+
+class UpdateIssue(Struct, forbid_unknown_fields=True):
+    status: IssueStatus
+
+
+class Assign(Struct, forbid_unknown_fields=True):
+    agent: str
+    """An agent's name or id."""
+
+
+class Assigned(Struct):
+    """`outcome`: enqueued, assigned (the issue waits in the backlog), unchanged or pending."""
+
+    outcome: str
+    issue: Issue
+    task: Task | None = None
+
+
+class CreateComment(Struct, forbid_unknown_fields=True):
+    body: Annotated[str, Meta(min_length=1, max_length=200_000)]
+
+
+class IssueDetail(Struct):
+    issue: Issue
+    tasks: list[Task]
+    comments: list[Comment]
+
+
+class TaskDetail(Struct):
+    task: Task
+    agent: Agent
+    issue: Issue | None
+    runtime: Runtime | None
+    usage: list[Usage]
+
+
+class CreateToken(Struct, forbid_unknown_fields=True):
+    kind: Literal["personal", "daemon"]
+    name: Annotated[str, Meta(max_length=100)] = ""
+
+
+class CreatedToken(Struct):
+    """The only time the token itself is shown."""
+
+    token: str
+    workspace_id: UUID | None
+
+
+class Login(Struct, forbid_unknown_fields=True):
+    code: str
+
+
+class Health(Struct):
+    status: Literal["ok", "database_away"]
+    version: str

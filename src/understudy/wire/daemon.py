@@ -1,0 +1,239 @@
+"""The daemon API (spec sections 11 and 12): each call's request, answer and path, once.
+
+`CALLS` is the one table: HTTP routes, websocket frames and documentation are made from it, so a
+call cannot mean two things. Requests ignore fields they do not know: an older server must
+understand a newer daemon, and the other way round.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from understudy.core.failures import FailureReason
+from understudy.core.records import Message, Task, Usage
+from understudy.core.struct import Struct
+
+CLAIM_LEASE: Final = "claim-lease"
+"""The capability of a daemon that knows claim tokens (R3.6)."""
+
+
+class Request(Struct, omit_defaults=True):
+    """Base of what is sent with its defaults left out."""
+
+
+# Machines ---------------------------------------------------------------------------------------
+
+
+class RuntimeOffer(Request):
+    """A CLI that a daemon has found. `problem` says why it cannot run, with the repair (R9.4)."""
+
+    type: str = ""
+    name: str = ""
+    version: str = ""
+    status: str = "online"
+    problem: str | None = None
+
+
+class HeldTask(Request):
+    task_id: UUID
+    claim_token: UUID | None = None
+
+
+class Inventory(Request):
+    """What a daemon still runs, and what it finished but could not report (R6.2)."""
+
+    running: list[HeldTask] = []
+    finished: list[HeldTask] = []
+
+
+class Register(Request):
+    workspace_id: str = ""
+    daemon_id: str = ""
+    device_name: str = ""
+    cli_version: str = ""
+    runtimes: list[RuntimeOffer] = []
+    incarnation: str | None = None
+    inventory: Inventory | None = None
+
+
+class RegisteredRuntime(Request):
+    id: UUID
+    name: str
+    provider: str
+    status: str
+
+
+class Repository(Request):
+    url: str
+    description: str = ""
+
+
+Verdict = Literal["keep", "stop", "send"]
+"""keep: it is yours, go on. stop: it is no longer yours. send: report the end you have."""
+
+
+class Registered(Struct):
+    runtimes: list[RegisteredRuntime]
+    repos: list[Repository] = []
+    repos_version: str = ""
+    settings: dict[str, Any] = {}
+    verdicts: dict[str, Verdict] = {}
+
+
+class Deregister(Request):
+    runtime_ids: list[str] = []
+
+
+class Heartbeat(Request):
+    runtime_id: str = ""
+
+
+class Heartbeats(Request):
+    """All runtimes of one daemon at once: over the websocket."""
+
+    runtime_ids: list[UUID]
+
+
+class HeartbeatsHeard(Struct):
+    gone: list[UUID] = []
+    """Runtimes the server does not know (R4.7): register again."""
+
+
+class Acknowledged(Struct):
+    status: str = "ok"
+
+
+# Claims -----------------------------------------------------------------------------------------
+
+
+class Nothing(Request):
+    """A request without fields."""
+
+
+class AgentBrief(Struct):
+    id: UUID
+    name: str
+    instructions: str = ""
+    skills: list[dict[str, Any]] = []
+    custom_env: dict[str, str] = {}
+    custom_args: list[str] = []
+    mcp_config: dict[str, Any] | None = None
+    model: str | None = None
+
+
+class IssueBrief(Struct):
+    """What the agent is to do. [beyond the compatible part]"""
+
+    id: UUID
+    key: str
+    title: str
+    description: str = ""
+
+
+class ClaimedTask(Task):
+    """A task with its lease and all that its run needs."""
+
+    claim_token: UUID | None = None
+    claim_expires_at: datetime
+    agent: AgentBrief
+    issue: IssueBrief | None = None
+    repos: list[Repository] = []
+    prior_session_id: str | None = None
+    prior_work_dir: str | None = None
+    trigger_comment_id: UUID | None = None
+    trigger_comment_content: str | None = None
+    auth_token: str | None = None
+
+
+class Claimed(Struct):
+    task: ClaimedTask | None
+
+
+# A run ------------------------------------------------------------------------------------------
+
+
+class Held(Request):
+    """A request that names the claim it acts under.
+
+    A malformed token is a 400, never none (R3.5).
+    """
+
+    claim_token: UUID | None = None
+
+
+class Progress(Held):
+    summary: str = ""
+    step: int | None = None
+    total: int | None = None
+
+
+class Messages(Held):
+    messages: list[Message] = []
+
+
+class Session(Held):
+    session_id: str | None = None
+    work_dir: str | None = None
+
+
+class UsageReport(Held):
+    usage: list[Usage] = []
+
+
+class Complete(Held):
+    output: str = ""
+    pr_url: str | None = None
+    branch_name: str | None = None
+    changes: dict[str, Any] | None = None
+    session_id: str | None = None
+    work_dir: str | None = None
+
+
+class Fail(Held):
+    error: str = ""
+    failure_reason: FailureReason = FailureReason.UNKNOWN
+    session_id: str | None = None
+    work_dir: str | None = None
+
+
+class TaskStatus(Struct):
+    status: str
+
+
+class CallShape(Struct, kw_only=False):
+    """One call. `subject` is the kind of id in its path: the id the call is about."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    request: type[Struct]
+    answer: type
+    subject: Literal["runtime", "task"] | None = None
+
+
+def _task(verb: str, request: type[Struct], answer: type = Task) -> CallShape:
+    return CallShape("POST", f"/api/daemon/tasks/<subject>/{verb}", request, answer, "task")
+
+
+CALLS: Final[dict[str, CallShape]] = {
+    "register": CallShape("POST", "/api/daemon/register", Register, Registered),
+    "deregister": CallShape("POST", "/api/daemon/deregister", Deregister, Acknowledged),
+    "heartbeat": CallShape("POST", "/api/daemon/heartbeat", Heartbeat, Acknowledged),
+    "heartbeats": CallShape("POST", "/api/daemon/heartbeats", Heartbeats, HeartbeatsHeard),
+    "claim": CallShape(
+        "POST", "/api/daemon/runtimes/<subject>/tasks/claim", Nothing, Claimed, "runtime"
+    ),
+    "pending": CallShape(
+        "GET", "/api/daemon/runtimes/<subject>/tasks/pending", Nothing, list[Task], "runtime"
+    ),
+    "status": CallShape("GET", "/api/daemon/tasks/<subject>/status", Nothing, TaskStatus, "task"),
+    "lease": _task("lease", Held),
+    "start": _task("start", Held),
+    "progress": _task("progress", Progress, Acknowledged),
+    "messages": _task("messages", Messages, Acknowledged),
+    "session": _task("session", Session, Acknowledged),
+    "usage": _task("usage", UsageReport, Acknowledged),
+    "complete": _task("complete", Complete),
+    "fail": _task("fail", Fail),
+}
