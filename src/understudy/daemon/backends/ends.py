@@ -1,0 +1,43 @@
+"""What the end of a program means, whatever the program."""
+
+from __future__ import annotations
+
+from understudy.core.failures import FailureReason
+from understudy.daemon.backends.backend import Exit, Failed
+from understudy.daemon.backends.frames import clean
+from understudy.daemon.rundir import Why
+
+
+def stopped(program: str, end: Exit) -> Failed | None:
+    """The failure of a program that was stopped, or never started; None if it ended by itself."""
+    match end.why:
+        case Why.EXITED | Why.DONE:
+            return None
+        case Why.MAX_TIME:
+            return Failed(FailureReason.TIMEOUT, f"{program} ran for longer than it may")
+        case Why.ORPHANED:
+            error = f"{program} was stopped because its daemon did not come back"
+            return Failed(FailureReason.RUNTIME_OFFLINE, error)
+        case Why.SPOOL_FULL:
+            return Failed(FailureReason.AGENT_ERROR, f"{program} printed more than it may")
+        case Why.KEEPER_SIGTERM:
+            return Failed(FailureReason.RUNTIME_SHUTDOWN, f"{program} was stopped by a shutdown")
+        case Why.SPAWN_FAILED:
+            error = f"{program} could not be started: {end.error}"
+            return Failed(FailureReason.EXECUTABLE_MISSING, error)
+        case slug:
+            return Failed(reason(slug, FailureReason.UNKNOWN), f"{program} was stopped: {slug}")
+
+
+def reason(slug: str, otherwise: FailureReason) -> FailureReason:
+    try:
+        return FailureReason(slug)
+    except ValueError:
+        return otherwise
+
+
+def told(program: str, end: Exit, stderr_tail: str) -> str:
+    """How it ended, with the last of what it said on stderr."""
+    how = f"was killed by signal {end.signal}" if end.signal else f"exited with status {end.code}"
+    last_words = clean(stderr_tail.strip())[-2000:]
+    return f"{program} {how}: {last_words}" if last_words else f"{program} {how}"

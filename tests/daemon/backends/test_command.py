@@ -1,0 +1,119 @@
+"""Any program as an agent: real ones, and what they may print."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from understudy.core.failures import FailureReason
+from understudy.daemon.backends import frames
+from understudy.daemon.backends.backend import (
+    Completed,
+    Exit,
+    Failed,
+    RunSpec,
+    Session,
+    Text,
+    Unlaunchable,
+    Usage,
+    Verdict,
+)
+from understudy.daemon.backends.command import Command
+from understudy.testing.agent_clis import Ending, run_cli
+
+BACKEND = Command()
+SPEC = RunSpec(
+    prompt="the prompt",
+    work_dir="/work-dir",
+    run_dir="/run-dir",
+    env={"PATH": "/usr/bin:/bin", "UNDERSTUDY_ISSUE": "UND-7"},
+)
+
+
+def read(*lines: bytes, end: Exit | None = None) -> Verdict:
+    reader = BACKEND.reader(SPEC)
+    for line in lines:
+        reader.feed(line)
+    return reader.finish(end or Exit("exited", code=0), "last words")
+
+
+async def run(directory: Path, *argv: str, **changes: object) -> Ending:
+    spec = replace(SPEC, custom_args=argv, **changes)  # type: ignore[arg-type]
+    with trio.fail_after(60):
+        return await run_cli(
+            BACKEND.launch(spec), BACKEND.reader(spec), work_dir=directory, run_dir=directory
+        )
+
+
+async def test_a_program_gets_its_task_and_its_words_are_the_answer(tmp_path: Path) -> None:
+    """R9.1"""
+    script = "cat; echo; echo $UNDERSTUDY_ISSUE $UNDERSTUDY_MODEL $UNDERSTUDY_PRIOR_SESSION_ID"
+    ending = await run(
+        tmp_path, "sh", "-c", script, instructions="Be brief.", model="m1", resume="s1"
+    )
+    assert ending.verdict == Completed("Be brief.\nthe prompt\nUND-7 m1 s1")
+    assert Text("UND-7 m1 s1") in ending.events
+
+
+async def test_a_last_line_without_its_newline_is_said_too(tmp_path: Path) -> None:
+    ending = await run(tmp_path, "printf", "one\\ntwo")
+    assert ending.verdict == Completed("one\ntwo")
+
+
+async def test_the_exit_status_is_the_verdict(tmp_path: Path) -> None:
+    """R9.1"""
+    ending = await run(tmp_path, "sh", "-c", "echo almost; echo no space >&2; exit 3")
+    assert ending.verdict == Failed(FailureReason.AGENT_ERROR, "sh exited with status 3: no space")
+
+
+async def test_a_program_that_ignores_its_stdin_may(tmp_path: Path) -> None:
+    ending = await run(tmp_path, sys.executable, "-c", "print('hi')", prompt="x" * 1_000_000)
+    assert ending.verdict == Completed("hi")
+
+
+def test_a_result_line_is_richer_than_the_status() -> None:
+    usage = b'{"model":"m","input_tokens":5}'
+    line = b'{"type":"result","output":"fine","session_id":"s9","usage":%s}'
+    reader = BACKEND.reader(SPEC)
+    reader.feed(b'{"type":"usage","model":"m","input_tokens":99}')
+    assert reader.feed(line % usage) == [
+        Session("s9", is_resumable=False),
+        Usage("command", "m", 5),
+    ]
+    assert reader.finish(Exit("exited", code=7), "") == Completed("fine")
+    assert reader.usage() == [Usage("command", "m", 5)]
+
+
+def test_a_result_without_output_leaves_what_was_said() -> None:
+    assert read(b"hello", b'{"type":"result"}') == Completed("hello")
+
+
+def test_a_programs_error_may_name_a_reason() -> None:
+    known = read(b'{"type":"result","is_error":true,"reason":"auth","error":"no key"}')
+    assert known == Failed(FailureReason.AUTH, "no key")
+    made_up = read(b'{"type":"result","is_error":true,"reason":"bad mood"}')
+    assert made_up == Failed(FailureReason.AGENT_ERROR, "the program reported an error")
+
+
+def test_other_json_is_text() -> None:
+    line = '{"level": "info", "type": "log"}'
+    assert BACKEND.reader(SPEC).feed(line.encode()) == [Text(line)]
+
+
+def test_of_endless_talk_the_end_is_the_answer() -> None:
+    """R6.8"""
+    verdict = read(*[b"x" * 1000] * 1000, b"the conclusion")
+    assert isinstance(verdict, Completed)
+    assert verdict.output.startswith("…\n")
+    assert verdict.output.endswith("\nthe conclusion")
+    assert len(verdict.output) <= frames.TEXT_MAX + 1
+
+
+def test_an_agent_without_a_program_says_what_is_missing() -> None:
+    with pytest.raises(Unlaunchable, match="custom_args") as refused:
+        BACKEND.launch(SPEC)
+    assert refused.value.reason is FailureReason.MISSING_CONFIG

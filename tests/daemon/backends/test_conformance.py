@@ -1,0 +1,395 @@
+"""What the daemon relies on, whatever the agent CLI. Lines as the programs really print them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.core.failures import FailureReason
+from understudy.daemon.backends import frames
+from understudy.daemon.backends.backend import (
+    Backend,
+    Completed,
+    Event,
+    Exit,
+    Failed,
+    RunSpec,
+    Session,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    Unparsed,
+    Usage,
+    Verdict,
+)
+from understudy.daemon.backends.claude import Claude
+from understudy.daemon.backends.command import Command
+from understudy.daemon.backends.providers import BACKENDS
+from understudy.daemon.backends.scripted import Scripted
+
+SESSION = "0f8fad5b-d9cb-469f-a165-70867728950e"
+EXITED = Exit("exited", code=0)
+HIDDEN = "sk-1234"
+PROMPT = "Please, the prompt"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one CLI says what all of them say. `proves`: exit status 0 alone is no success."""
+
+    backend: Backend
+    session: bytes
+    text: Callable[[str], bytes]
+    thinking: Callable[[str], bytes]
+    tool_use: bytes
+    tool_result: bytes
+    usage: Sequence[bytes]
+    result: Callable[[str], bytes]
+    failure: bytes
+    proves: bool = True
+
+    def spec(self) -> RunSpec:
+        return RunSpec(
+            prompt=PROMPT,
+            work_dir="/work-dir",
+            run_dir="/run-dir",
+            env={"PATH": "/bin", "API_KEY": HIDDEN},
+            executable="/bin/agent",
+            model="model-1",
+            custom_args=("--flag",),
+            mcp_config={"mcpServers": {"lab": {"env": {"TOKEN": HIDDEN}}}},
+        )
+
+    def lines(self) -> list[bytes]:
+        return [
+            self.session,
+            self.thinking("hm"),
+            self.text("I run it."),
+            self.tool_use,
+            self.tool_result,
+            *self.usage,
+            self.result("All done"),
+        ]
+
+
+def claude_message(block: dict[str, Any], message_id: str = "msg_1", **usage: int) -> bytes:
+    message = {"id": message_id, "model": "model-1", "content": [block], "usage": usage}
+    frame = {"type": "assistant", "message": message, "parent_tool_use_id": None}
+    return json.dumps({**frame, "session_id": SESSION}).encode()
+
+
+def claude_result(text: str, **fields: object) -> bytes:
+    result = {
+        "type": "result",
+        "subtype": "success",
+        "is_error": False,
+        "api_error_status": None,
+        "num_turns": 2,
+        "result": text,
+        "stop_reason": "end_turn",
+        "session_id": SESSION,
+        "modelUsage": {
+            "model-1[1m]": {
+                "inputTokens": 250,
+                "outputTokens": 29,
+                "cacheReadInputTokens": 7,
+                "cacheCreationInputTokens": 3,
+            }
+        },
+        "terminal_reason": "completed",
+    }
+    return json.dumps({**result, **fields}, separators=(",", ":")).encode()
+
+
+def tool_result_of_claude() -> bytes:
+    block = {"type": "tool_result", "tool_use_id": "t1", "content": "hi", "is_error": False}
+    message = {"role": "user", "content": [block]}
+    return json.dumps({"type": "user", "message": message, "session_id": SESSION}).encode()
+
+
+CLAUDE = Dialect(
+    backend=Claude(is_root=True),
+    session=json.dumps(
+        {"type": "system", "subtype": "init", "session_id": SESSION, "mcp_servers": []}
+    ).encode(),
+    text=lambda text: claude_message({"type": "text", "text": text}, input_tokens=100),
+    thinking=lambda text: claude_message({"type": "thinking", "thinking": text}, input_tokens=100),
+    tool_use=claude_message(
+        {"type": "tool_use", "id": "t1", "name": "Bash", "input": {"command": "echo hi"}},
+        input_tokens=100,
+    ),
+    tool_result=tool_result_of_claude(),
+    usage=[],  # In the messages, and once more in the result.
+    result=claude_result,
+    failure=claude_result("API Error: 529 Overloaded", is_error=True, api_error_status=529),
+)
+
+
+def line(kind: str, **fields: object) -> bytes:
+    return json.dumps({"type": kind, **fields}).encode()
+
+
+SCRIPTED = Dialect(
+    backend=Scripted(),
+    session=line("session", id=SESSION, resumable=True),
+    text=lambda text: line("text", text=text),
+    thinking=lambda text: line("thinking", text=text),
+    tool_use=line("tool_use", id="t1", name="Bash", input={"command": "echo hi"}),
+    tool_result=line("tool_result", id="t1", output="hi", is_error=False),
+    usage=[
+        line("usage", model="model-1", input_tokens=100, output_tokens=20),
+        line(
+            "usage",
+            model="model-1",
+            input_tokens=150,
+            output_tokens=9,
+            cache_read_tokens=7,
+            cache_write_tokens=3,
+        ),
+    ],
+    result=lambda text: line("result", output=text),
+    failure=line("result", is_error=True, reason="provider_overloaded", error="Overloaded"),
+)
+COMMAND = replace(SCRIPTED, backend=Command(), proves=False)
+DIALECTS = [CLAUDE, SCRIPTED, COMMAND]
+
+
+@pytest.fixture(params=DIALECTS, ids=[dialect.backend.provider for dialect in DIALECTS])
+def dialect(request: pytest.FixtureRequest) -> Dialect:
+    chosen: Dialect = request.param
+    return chosen
+
+
+def read(
+    dialect: Dialect, lines: Sequence[bytes], end: Exit = EXITED
+) -> tuple[list[Event], Verdict, list[Usage]]:
+    reader = dialect.backend.reader(dialect.spec())
+    events = [event for text in lines for event in reader.feed(text)]
+    return events, reader.finish(end, ""), reader.usage()
+
+
+def test_every_provider_has_its_dialect_here() -> None:
+    assert {dialect.backend.provider for dialect in DIALECTS} == set(BACKENDS)
+
+
+def test_a_run_is_told_in_order(dialect: Dialect) -> None:
+    events, verdict, _ = read(dialect, dialect.lines())
+    told = [event for event in events if not isinstance(event, Usage | Session)]
+    assert told == [
+        Thinking("hm"),
+        Text("I run it."),
+        ToolUse("t1", "Bash", {"command": "echo hi"}),
+        ToolResult("t1", "hi", is_error=False),
+    ]
+    assert verdict == Completed("All done")
+
+
+def test_the_session_is_revealed_first_and_resumable_before_the_result(dialect: Dialect) -> None:
+    """R5.8, R9.2"""
+    events, _, _ = read(dialect, dialect.lines()[:2])
+    sessions = [event for event in events if isinstance(event, Session)]
+    assert events[0] == sessions[0]
+    assert sessions[-1] == Session(SESSION, is_resumable=True)
+
+
+def test_the_bill_is_the_total_however_many_frames_told_it(dialect: Dialect) -> None:
+    """R6.7"""
+    events, _, bill = read(dialect, dialect.lines())
+    provider = dialect.backend.provider
+    assert bill == [Usage(provider, "model-1", 250, 29, 7, 3)]
+    assert [event for event in events if isinstance(event, Usage)][-1] == bill[0]
+
+
+def test_a_cancelled_run_has_a_bill_too(dialect: Dialect) -> None:
+    """R6.7"""
+    _, _, bill = read(dialect, dialect.lines()[:-1], Exit("cancelled", signal=15))
+    assert [usage.model for usage in bill] == ["model-1"]
+    assert bill[0].input_tokens >= 100
+
+
+def test_no_prefix_of_a_run_is_a_success(dialect: Dialect) -> None:
+    """R5.11: wherever the output was torn, exit status 0 does not make up for the result."""
+    *whole, result = dialect.lines()
+    for cut in range(1, len(result)):
+        _, verdict, _ = read(dialect, [*whole, result[:cut]])
+        if dialect.proves or cut > len('{"type"'):
+            assert isinstance(verdict, Failed)
+            assert verdict.reason is FailureReason.NO_RESULT
+    _, verdict, _ = read(dialect, whole)
+    assert isinstance(verdict, Completed) is not dialect.proves
+
+
+@pytest.mark.parametrize("why", ["done", "cancelled", "max_time", "keeper_lost", "orphaned"])
+def test_a_result_counts_however_the_program_ended(dialect: Dialect, why: str) -> None:
+    """R9.3: never_exits"""
+    _, verdict, _ = read(dialect, dialect.lines(), Exit(why, signal=9))
+    assert verdict == Completed("All done")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (Exit("cancelled", signal=15), FailureReason.CANCELLED),
+        (Exit("agent_stalled", signal=15), FailureReason.AGENT_STALLED),
+        (Exit("keeper_lost"), FailureReason.KEEPER_LOST),
+        (Exit("max_time", signal=9), FailureReason.TIMEOUT),
+        (Exit("orphaned", signal=15), FailureReason.RUNTIME_OFFLINE),
+        (Exit("keeper_sigterm", signal=15), FailureReason.RUNTIME_SHUTDOWN),
+        (Exit("spool_full", signal=15), FailureReason.AGENT_ERROR),
+        (Exit("spawn_failed", error="No such file"), FailureReason.EXECUTABLE_MISSING),
+        (Exit("a keeper of tomorrow", code=0), FailureReason.UNKNOWN),
+    ],
+)
+def test_a_stop_without_a_result_is_its_own_reason(
+    dialect: Dialect, end: Exit, reason: FailureReason
+) -> None:
+    _, verdict, _ = read(dialect, dialect.lines()[:-1], end)
+    assert isinstance(verdict, Failed)
+    assert verdict.reason is reason
+
+
+def test_a_failure_that_is_told_is_not_taken_for_an_answer(dialect: Dialect) -> None:
+    """R5.11: error_as_success"""
+    _, verdict, _ = read(dialect, [dialect.session, dialect.failure], Exit("exited", code=0))
+    assert isinstance(verdict, Failed)
+    assert verdict.reason is FailureReason.PROVIDER_OVERLOADED
+    assert "Overloaded" in verdict.error
+
+
+@pytest.mark.parametrize("status", [Exit("exited", code=1), Exit("exited", signal=11)])
+def test_a_crash_is_told_with_the_last_words(dialect: Dialect, status: Exit) -> None:
+    reader = dialect.backend.reader(dialect.spec())
+    verdict = reader.finish(status, "Segmentation\0fault\n")
+    assert isinstance(verdict, Failed)
+    assert verdict.reason is FailureReason.AGENT_ERROR
+    assert "Segmentationfault" in verdict.error
+
+
+def test_what_postgresql_refuses_never_gets_in(dialect: Dialect) -> None:
+    """R6.8: nul_byte"""
+    text = dialect.text("one\0two \ud800 three").replace(b"three", b"three \xff\xfe \0four")
+    events, verdict, _ = read(dialect, [text, dialect.result("a\0b")])
+    said = [event.text for event in events if isinstance(event, Text)]
+    assert said == ["onetwo ? three \ufffd\ufffd four"]
+    assert verdict == Completed("ab")
+
+
+def test_a_line_of_20_mb_is_read_and_cut(dialect: Dialect) -> None:
+    """R9.2, R6.8"""
+    events, verdict, _ = read(dialect, [dialect.text("x" * (20 << 20)), dialect.result("done")])
+    [said] = [event.text for event in events if isinstance(event, Text)]
+    assert frames.TEXT_MAX < len(said) < frames.TEXT_MAX + 100
+    assert said.endswith("characters cut]")
+    assert verdict == Completed("done")
+
+
+def test_unknown_frames_and_garbage_are_passed_over(dialect: Dialect) -> None:
+    noise = [
+        b"",
+        b"   ",
+        b"npm warn deprecated",
+        b'{"type":"frame_of_tomorrow","session_id":7}',
+        b'{"type":["assistant"]}',
+        b'{"type":"assistant","message":17}',
+        b'{"type":"user","message":{"content":"text"}}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"n":NaN,"big":1e999}',
+        b"\0\0\0\0",
+    ]
+    mixed = [part for text in dialect.lines() for part in [*noise, text]]
+    events, verdict, bill = read(dialect, mixed)
+    clean, _, clean_bill = read(dialect, dialect.lines())
+    assert [event for event in events if event in clean] == clean
+    assert verdict == Completed("All done")
+    assert bill == clean_bill
+
+
+LEAF = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=9)
+)
+WORDS = """
+    type subtype message content usage id text thinking name input tool_use_id output is_error
+    session_id modelUsage errors result model input_tokens rate_limit_info mcp_servers reason error
+    terminal_reason system assistant user rate_limit_event tool_use tool_result session
+"""
+NAMES = st.sampled_from(WORDS.split())
+OBJECT = st.dictionaries(NAMES, LEAF, max_size=4)
+JSON = LEAF | OBJECT | st.lists(LEAF | OBJECT, max_size=3) | st.dictionaries(NAMES, OBJECT)
+FRAMES = st.builds(
+    lambda kind, fields: json.dumps({**fields, "type": kind}).encode(),
+    NAMES,
+    st.dictionaries(NAMES, JSON, max_size=6),
+)
+GARBAGE = st.binary(max_size=60).map(lambda text: text.replace(b"\n", b""))
+
+
+def strings(value: object) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from strings(item)
+        case dict():
+            yield from strings([*value.keys(), *value.values()])
+        case _:
+            pass
+
+
+@given(lines=st.lists(FRAMES | GARBAGE, max_size=5))
+def test_whatever_it_reads_the_events_are_fit_for_the_wire(lines: list[bytes]) -> None:
+    """R6.8"""
+    for dialect in DIALECTS:
+        events, verdict, bill = read(dialect, lines)
+        sent = msgspec.json.decode(msgspec.json.encode([events, verdict, bill]))
+        assert not any("\0" in text for text in strings(sent))
+        assert not any(len(e.text) > frames.UNPARSED_MAX for e in events if isinstance(e, Unparsed))
+
+
+@given(lines=st.lists(FRAMES, max_size=5), data=st.data())
+def test_who_reads_again_from_the_start_reads_the_same(
+    lines: list[bytes], data: st.DataObject
+) -> None:
+    """R8.1: a message keeps its number over a restart of the daemon."""
+    for dialect in DIALECTS:
+        told = [*dialect.lines(), *lines]
+        cut = data.draw(st.integers(0, len(told)))
+        events, verdict, _ = read(dialect, told)
+        before, _, _ = read(dialect, told[:cut])
+        assert events[: len(before)] == before
+        assert read(dialect, told)[:2] == (events, verdict)
+
+
+def test_only_the_result_ends_the_run(dialect: Dialect) -> None:
+    """R9.3: the keeper closes stdin on this line, so an agent that writes about it must not."""
+    done = dialect.backend.launch(dialect.spec()).done.encode()
+    talk = dialect.text('{"type":"result"} and "type":"result"')
+    inner = dialect.tool_use.replace(b'"command"', b'"type": "result", "command"')
+    for text in [*dialect.lines()[:-1], talk, inner]:
+        assert not re.search(done, text)
+    reordered = json.dumps({"uuid": "1", "n": -1.5, "ok": True, "type": "result"})
+    for text in [dialect.result("All done"), dialect.failure, reordered.encode()]:
+        assert re.search(done, text)
+
+
+def test_neither_the_prompt_nor_a_secret_is_in_argv(dialect: Dialect) -> None:
+    """R9.2, R9.5"""
+    launch = dialect.backend.launch(dialect.spec())
+    assert PROMPT in launch.stdin
+    assert not any(PROMPT in word or HIDDEN in word for word in launch.argv)
+    assert launch.env["API_KEY"] == HIDDEN
+
+
+def test_a_spec_survives_a_restart_of_the_daemon(dialect: Dialect) -> None:
+    spec = dialect.spec()
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=RunSpec) == spec
