@@ -28,7 +28,7 @@ from understudy.store.statements import Statement, StatementCache, means_outdate
 from understudy.store.transaction import Transaction
 from understudy.store.waits import SocketWaits, Waits
 
-__all__ = ["Connection", "DatabaseUnavailable", "Notification", "Queries", "Record", "Value"]
+__all__ = ["Connection", "DatabaseUnavailable", "Notification", "Record", "Value"]
 
 PRODUCTION: Final = SocketWaits()
 NO_OPTIONS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -42,15 +42,6 @@ class Ask(Protocol[A_contra]):
     def __call__(
         self, statement: Statement, pgconn: PGconn, arguments: Sequence[A_contra], /
     ) -> PQGen[list[PGresult]]: ...
-
-
-class Queries(Protocol):
-    """What a `Connection` and a `Pool` have in common: one statement, one transaction."""
-
-    async def fetch(self, sql: str, *arguments: object) -> list[Record]: ...
-    async def fetchrow(self, sql: str, *arguments: object) -> Record | None: ...
-    async def fetchval(self, sql: str, *arguments: object) -> Value: ...
-    async def execute(self, sql: str, *arguments: object) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ async def copy_out(session: Session, sql: str) -> AsyncGenerator[bytes]:
 async def _begin(session: Session, sql: str, expected: ExecStatus) -> None:
     session.pgconn.send_query(sql.encode())
     results = await session.drive(execute(session.pgconn))
-    check(results)
     if results[0].status != expected:
-        raise psycopg.ProgrammingError(f"not the COPY it should be: {sql}")
+        check(results)
+        raise ValueError(f"{expected.name} expected: {sql}")
 
 
 def _blocks(rows: Iterable[Sequence[object]]) -> Iterator[bytes]:

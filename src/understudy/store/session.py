@@ -32,7 +32,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, TypeVar, final
 
-import anyio
 import psycopg
 import trio
 from psycopg import pq
@@ -47,6 +46,12 @@ from understudy.store.waits import Waits, shake_hands
 GRACE_S: Final = 0.010
 STOP_S: Final = 5.0
 COMMIT_S: Final = 30.0  # Counted from the cancellation.
+
+DONE: Final = {
+    pq.ExecStatus.TUPLES_OK,
+    pq.ExecStatus.COMMAND_OK,
+    pq.ExecStatus.EMPTY_QUERY,
+}
 
 R = TypeVar("R")
 
@@ -115,8 +120,6 @@ class Session:
         except StopIteration as stop:
             answer: R = stop.value
             return answer
-        except (OSError, anyio.ClosedResourceError) as error:
-            raise psycopg.OperationalError("the socket was closed") from error
 
     async def stop_server(self) -> None:
         """Ask the server to stop what it does. Returns when the signal has been delivered."""
@@ -203,7 +206,9 @@ def _shut_down(fileno: int) -> None:
 def check(results: Sequence[PGresult]) -> None:
     """Raise what the server says went wrong. In a pipeline, what follows the error is aborted."""
     for result in results:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
+        if result.status not in DONE:
+            if result.status != pq.ExecStatus.FATAL_ERROR:
+                raise ValueError(f"{pq.ExecStatus(result.status).name}: COPY has verbs of its own")
             raise psycopg.errors.error_from_result(result)
 
 

@@ -15,7 +15,7 @@ from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.generators import execute, fetch_many, send
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 
 from understudy.store.record import Record, Value, record_maker
 
@@ -25,6 +25,7 @@ FLUSH_EVERY: Final = 64  # requests of a pipeline
 ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 set_json_dumps(msgspec.json.encode, ADAPTERS)
 set_json_loads(msgspec.json.decode, ADAPTERS)
+ADAPTERS.register_dumper(dict, ADAPTERS.get_dumper(Jsonb, PyFormat.TEXT))  # COPY has no types.
 
 
 @final
@@ -106,9 +107,6 @@ class StatementCache:
         if len(self._statements) > self._size:
             return self._statements.popitem(last=False)[1]
         return None
-
-    def forget(self, sql: str) -> None:
-        self._statements.pop(sql, None)
 
     def clear(self) -> None:
         self._statements.clear()

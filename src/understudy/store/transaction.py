@@ -28,7 +28,7 @@ class Transaction:
 
     async def __aenter__(self) -> None:
         self._is_savepoint = self._session.in_transaction
-        await self._session.command(b"savepoint inner" if self._is_savepoint else b"begin")
+        await self._session.command(b"savepoint nested" if self._is_savepoint else b"begin")
 
     async def __aexit__(
         self,
@@ -47,7 +47,7 @@ class Transaction:
 
     async def _commit(self) -> None:
         if self._is_savepoint:
-            await self._session.command(b"release savepoint inner")
+            await self._session.command(b"release savepoint nested")
         elif await self._session.commit() == b"ROLLBACK":
             raise psycopg.errors.InFailedSqlTransaction("a statement had failed: rolled back")
 
@@ -58,8 +58,8 @@ class Transaction:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + ROLLBACK_S):
             try:
                 if self._is_savepoint:
-                    await self._session.command(b"rollback to savepoint inner")
-                    await self._session.command(b"release savepoint inner")
+                    await self._session.command(b"rollback to savepoint nested")
+                    await self._session.command(b"release savepoint nested")
                 else:
                     await self._session.command(b"rollback")
                 return
