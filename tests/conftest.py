@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from random import Random
 
 import pytest
 import trio
+
+from understudy.store import schema
+from understudy.store.connection import open_connection
+from understudy.store.database import Database
+from understudy.store.embedded import EmbeddedServer
+from understudy.store.pool import Pool
+from understudy.testing.node import Node, open_node
+from understudy.testing.postgres import throwaway_database, throwaway_server
+
+EMPTY = (
+    "delete from understudy.workspaces; delete from understudy.users; delete from understudy.events"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +37,35 @@ def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Order trio's tasks by the seed. The two names are private; trio's own test uses them."""
     monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     trio._core._run._r.seed(request.config.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """One PostgreSQL for the whole run. A test that stops it starts it again."""
+    with throwaway_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def dsn(server: EmbeddedServer) -> Iterator[str]:
+    """An empty database of the module's own."""
+    with throwaway_database(server) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    """The module's database with our schema, and nothing in it."""
+    pool = Pool(partial(open_connection, dsn), size=4)
+    async with pool.connection() as connection:
+        await schema.bring_up(connection)
+        await connection.run_script(EMPTY)
+    yield Database(pool, Random(7))
+    await pool.aclose()
+
+
+@pytest.fixture
+async def node(dsn: str, database: Database, nursery: trio.Nursery) -> AsyncIterator[Node]:
+    """A whole server node on an address of its own, with a person and a machine that may enter."""
+    async with open_node(dsn, database) as node:
+        yield node

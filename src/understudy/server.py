@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from random import SystemRandom
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -18,10 +18,10 @@ from understudy.config import ServerConfig
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.http.app import create_app
-from understudy.http.serve import CannotListen, ServeConfig, open_listeners, serve
+from understudy.http.serve import ServeConfig, serve
 from understudy.http.site import Site
 from understudy.store import schema
-from understudy.store.connection import Connection
+from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
@@ -29,16 +29,17 @@ from understudy.supervisor import open_children, supervise
 from understudy.version import VERSION
 
 STOP_S: Final = 10.0
+Listener: TypeAlias = trio.abc.Listener[trio.abc.HalfCloseableStream]
 
 
 async def run_server(
     config: ServerConfig,
     tree: Branch,
+    listeners: Sequence[Listener],
     *,
     task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, then stop: no new requests, streams closed, actors, connections."""
-    listeners = await _listen(config)
     async with open_database(config) as database, open_children(stop_s=STOP_S) as children:
         tail, stopping = Tail(), trio.Event()
         news = await spawn(
@@ -60,18 +61,11 @@ async def run_server(
         await trio.sleep_forever()
 
 
-async def _listen(config: ServerConfig) -> list[trio.SocketListener]:
-    try:
-        return await open_listeners(config.host, config.port)
-    except CannotListen as error:
-        raise CannotStart(str(error)) from error
-
-
 @asynccontextmanager
 async def open_database(config: ServerConfig) -> AsyncIterator[Database]:
     """The database at `config.database_url`, brought up to today's schema."""
     assert config.database_url is not None
-    pool = Pool(partial(Connection.open, config.database_url), size=config.pool_size)
+    pool = Pool(partial(open_connection, config.database_url), size=config.pool_size)
     try:
         await _bring_up(pool)
         yield Database(pool, SystemRandom())

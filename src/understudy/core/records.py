@@ -26,7 +26,7 @@ class Priority(IntEnum):
     URGENT = 4
 
 
-Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class User(Struct):
@@ -141,7 +141,7 @@ class Comment(Struct):
 class Message(Struct):
     """One thing an agent said or did; `seq` counts from 0 within its task."""
 
-    seq: Annotated[int, Meta(ge=0, lt=2**31)]
+    seq: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     type: Literal["text", "thinking", "tool_use", "tool_result", "error"]
     tool: str | None = None
     content: str | None = None

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -144,13 +145,14 @@ class Kept:
         return (through if through.exists() else self.run_dir) / rundir.CONTROL
 
 
-async def spawn_keeper(run_dir: Path, spec: Spec) -> Kept:
+async def spawn_keeper(run_dir: Path, spec: Spec, *, descriptors: Sequence[int] = ()) -> Kept:
     """Returns when the agent runs, or when the failure to start it is recorded as the run's exit.
 
-    The directory must be unborn (`Standing`); its parent must exist. Raises `KeeperFailed`.
+    The directory must be unborn (`Standing`); its parent must exist. The keeper holds the
+    `descriptors` for as long as it lives. Raises `KeeperFailed`.
     """
     _prepare(run_dir, spec)
-    word = await _start(run_dir)
+    word = await _start(run_dir, descriptors)
     if word != rundir.KEPT:
         raise KeeperFailed(word or _last_words(run_dir))
     return Kept(run_dir)
@@ -168,7 +170,7 @@ def _last_words(run_dir: Path) -> str:
     return (run_dir / rundir.LOG).read_text(errors="replace")[-LOG_TAIL:]
 
 
-async def _start(run_dir: Path) -> str:
+async def _start(run_dir: Path, descriptors: Sequence[int]) -> str:
     """What the keeper has to say before it falls silent."""
     with (run_dir / rundir.LOG).open("ab") as log:
         process = await trio.lowlevel.open_process(
@@ -177,6 +179,7 @@ async def _start(run_dir: Path) -> str:
             stdout=subprocess.PIPE,
             stderr=log,
             env=_keeper_environment(),
+            pass_fds=descriptors,
             start_new_session=True,
         )
     assert process.stdout is not None

@@ -18,6 +18,7 @@ from understudy.wire.errors import fenced, invalid, not_found
 from understudy.wire.text import decode_cleaned
 
 Handler: TypeAlias = Callable[[Machine, UUID, Any], Awaitable[object]]
+TOLD: Final = ("progress", "messages", "session", "usage", "complete", "fail")
 NOBODY: Final = UUID(int=0)
 
 
@@ -35,9 +36,8 @@ class Desk:
             "status": self._status,
             "lease": self._renew,
             "start": self._start,
-        } | dict.fromkeys(
-            ("progress", "messages", "session", "usage", "complete", "fail"), self._told
-        )
+            **dict.fromkeys(TOLD, self._told),
+        }
         assert set(self._handlers) == set(wire.CALLS)
 
     async def answer(self, machine: Machine, call: str, subject: UUID | None, raw: bytes) -> object:

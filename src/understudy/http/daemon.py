@@ -7,6 +7,7 @@ from uuid import UUID
 from quart import Blueprint, Response, request
 
 from understudy.http import auth
+from understudy.http.body import raw_body
 from understudy.http.calls import Desk
 from understudy.http.errors import answer
 from understudy.http.site import Site
@@ -26,10 +27,10 @@ def _add(routes: Blueprint, site: Site, desk: Desk, name: str, shape: CallShape)
         subject_id: UUID | None = None
         if subject is not None:
             subject_id = auth.parse_id(subject, f"{shape.subject}_id")
-        raw = await request.get_data() if shape.method == "POST" else b""
+        raw = await raw_body() if shape.method == "POST" else b""
         done = await desk.answer(machine, name, subject_id, raw)
         if name == "session":
-            return Response(status=204)
+            return Response(b"", 204)
         return answer(done)
 
     routes.add_url_rule(shape.path, f"daemon_{name}", handle, methods=[shape.method])

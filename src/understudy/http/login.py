@@ -5,12 +5,12 @@ from __future__ import annotations
 from quart import Blueprint, Response, redirect, request
 
 from understudy.http import auth
+from understudy.http.body import body
 from understudy.http.errors import answer
 from understudy.http.site import Site
 from understudy.store import tokens
 from understudy.wire import board as wire
 from understudy.wire.errors import Refused
-from understudy.wire.text import decode
 
 
 def blueprint(site: Site) -> Blueprint:
@@ -36,7 +36,7 @@ def blueprint(site: Site) -> Blueprint:
     @routes.post("/api/login")
     async def login() -> Response:
         """For the command line: a one-time code becomes a personal key."""
-        wanted = decode(await request.get_data(), wire.Login)
+        wanted = await body(wire.Login)
         session = await tokens.redeem_login(database, wanted.code, session_s=60.0)
         grant = await tokens.find(database, session) if session else None
         if session is None or grant is None:

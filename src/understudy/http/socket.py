@@ -49,7 +49,7 @@ def blueprint(site: Site, desk: Desk) -> Blueprint:
     @routes.websocket("/api/daemon/ws")
     async def daemon_socket() -> Response | None:
         try:
-            machine = await auth.machine(websocket, site.database)  # type: ignore[arg-type]
+            machine = await auth.machine(websocket, site.database)
         except (Refused, DatabaseUnavailable) as error:
             return refuse(refusal_of(error))
         await websocket.accept()

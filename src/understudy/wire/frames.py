@@ -33,7 +33,7 @@ class Answer(Struct, omit_defaults=True):
     """`body` where the call was done, `refusal` where it was not."""
 
     id: int
-    body: msgspec.Raw | None = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
     refusal: Refusal | None = None
 
 
@@ -66,20 +66,12 @@ class TasksPushed(Struct, tag_field="type", tag="daemon:tasks"):
     payload: list[ClaimedTask]
 
 
-class TaskCancelled(Struct):
-    task_id: UUID
-
-
-class CancelPushed(Struct, tag_field="type", tag="daemon:cancel"):
-    payload: TaskCancelled
-
-
 class Bye(Struct, tag_field="type", tag="bye"):
     """The server stops; the daemon connects again, with jitter."""
 
 
 FromDaemon = Calls | CreditGranted
-FromServer = Answers | TasksPushed | CancelPushed | Bye
+FromServer = Answers | TasksPushed | Bye
 
 _encoder = msgspec.json.Encoder()
 _from_daemon = msgspec.json.Decoder(FromDaemon)
@@ -135,7 +127,7 @@ class CallBook:
         if answer.refusal is not None:
             return answer.refusal
         try:
-            return msgspec.json.decode(answer.body or b"null", type=CALLS[name].answer)
+            return msgspec.json.decode(answer.body, type=CALLS[name].answer)
         except msgspec.MsgspecError as error:
             raise RemoteProtocolError(f"answer to {name}: {error}") from None
 

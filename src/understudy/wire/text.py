@@ -46,6 +46,8 @@ def _sentence(error: Exception) -> str:
         return "the body is not UTF-8"
     if isinstance(error, RecursionError):
         return "the body is nested too deeply"
+    if not isinstance(error, msgspec.ValidationError):
+        return f"the body is not JSON: {error}"
     return str(error).replace(" - at `$.", ", in `").replace("`$`", "the body")
 
 

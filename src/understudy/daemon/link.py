@@ -1,0 +1,344 @@
+"""The daemon's connection to the server: one websocket, opened again whenever it breaks (R11.2).
+
+A call ends in one of three ways, and a caller must know which: answered, refused, or unknown
+because the connection broke after it was sent. `deliver` turns the last into the first two by
+asking again: every call it is used for may be sent twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from random import Random
+from typing import Any, Final, Protocol, final
+from uuid import UUID
+
+import trio
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    open_websocket_url,
+)
+
+from understudy.config import DaemonConfig
+from understudy.core.struct import Struct
+from understudy.wire.daemon import CLAIM_LEASE, ClaimedTask, Heartbeats, HeartbeatsHeard
+from understudy.wire.errors import Refusal, RemoteProtocolError
+from understudy.wire.frames import (
+    Answers,
+    Bye,
+    Call,
+    CallBook,
+    Credit,
+    CreditGranted,
+    TasksPushed,
+    batches,
+    decode_from_server,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S: Final = 15.0
+ANSWER_S: Final = 30.0
+"""For a heartbeat: a connection that leaves it unanswered for so long is half-open."""
+RECONNECT_S_MIN: Final = 1.0
+RECONNECT_S_MAX: Final = 30.0
+RETRY_S: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
+"""After a refusal that may pass (R6.3); the last one repeats."""
+PASSING: Final = frozenset({408, 429})
+MESSAGE_MAX: Final = 32 * 1024 * 1024
+OUTBOUND_MAX: Final = 256
+
+
+class LinkLost(Exception):
+    """The connection broke: the call may have been done, or not."""
+
+
+class LinkRefused(Exception):
+    """The server has said no, for good."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.error)
+        self.refusal = refusal
+
+
+class Shutout(Exception):
+    """The server does not accept this daemon's key; a person has to act."""
+
+
+class Host(Protocol):
+    """The daemon, as its link sees it."""
+
+    async def connected(self) -> list[UUID]:
+        """Register over the fresh connection; the runtimes that take tasks over it."""
+        ...
+
+    def take(self, tasks: list[ClaimedTask]) -> None: ...
+
+    def free_slots(self) -> int: ...
+
+
+BROKEN: Final = (
+    OSError, HandshakeError, ConnectionClosed, RemoteProtocolError, LinkLost, LinkRefused
+)  # fmt: skip
+Dial = Callable[[], AbstractAsyncContextManager[WebSocketConnection]]
+
+
+def dial(config: DaemonConfig) -> Dial:
+    """How to reach the server of `config`."""
+    url = config.server.rstrip("/").replace("http", "ws", 1) + "/api/daemon/ws"
+    headers = [
+        ("Authorization", f"Bearer {config.token}"),
+        ("X-Client-Capabilities", CLAIM_LEASE),
+    ]
+    return lambda: open_websocket_url(
+        url, extra_headers=[(n.encode(), v.encode()) for n, v in headers],
+        max_message_size=MESSAGE_MAX, connect_timeout=CONNECT_S,
+    )  # fmt: skip
+
+
+@final
+class Link:
+    def __init__(self, dial: Dial, *, heartbeat_s: float, dice: Random) -> None:
+        self._dial = dial
+        self._heartbeat_s = heartbeat_s
+        self._dice = dice
+        self._session: Session | None = None
+        self._changed = trio.Event()
+        self.runtime_ids: list[UUID] = []
+
+    @property
+    def is_up(self) -> bool:
+        return self._session is not None and self._session.is_registered
+
+    async def run(
+        self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep a connection for ever. Raises `Shutout`."""
+        task_status.started()
+        failures = 0
+        while True:
+            began = trio.current_time()
+            try:
+                await self._connect_once(host)
+            except BROKEN as error:
+                _raise_shutout(error)
+                logger.warning("no link: %s", _in_words(error))
+            failures = 0 if trio.current_time() - began > RECONNECT_S_MAX else failures + 1
+            delay_s = min(RECONNECT_S_MAX, RECONNECT_S_MIN * 2.0 ** min(failures - 1, 10))
+            await trio.sleep(delay_s * (0.5 + self._dice.random()))
+
+    async def _connect_once(self, host: Host) -> None:
+        try:
+            async with self._dial() as socket:
+                await self._converse(Session(socket), host)
+        except* BROKEN as group:
+            raise _first(group) from None
+
+    async def _converse(self, session: Session, host: Host) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.send_frames)
+            nursery.start_soon(self._receive, session, host)
+            self._set_session(session)
+            try:
+                self.runtime_ids = await host.connected()
+                session.is_registered = True
+                self._tell_changed()
+                self.grant(host.free_slots())
+                logger.info("linked; %s runtimes take tasks", len(self.runtime_ids))
+                await self._heartbeat_forever(host)
+            finally:
+                session.end()
+                self._set_session(None)
+
+    async def _heartbeat_forever(self, host: Host) -> None:
+        """Liveness has its own task and deadline: no report or checkout delays it (R4.8)."""
+        while True:
+            await trio.sleep(self._heartbeat_s)
+            with trio.move_on_after(ANSWER_S) as patience:
+                heard = await self.call("heartbeats", Heartbeats(runtime_ids=self.runtime_ids))
+            if patience.cancelled_caught:
+                raise LinkLost("no answer to a heartbeat")
+            assert isinstance(heard, HeartbeatsHeard)
+            if heard.gone:
+                logger.warning("the server does not know %s of our runtimes", len(heard.gone))
+                await self.register_again(host)
+
+    async def register_again(self, host: Host) -> None:
+        """What this machine offers has changed, or the server forgot it (R4.7)."""
+        try:
+            self.runtime_ids = await host.connected()
+        except LinkLost:
+            return  # The next connection begins with a registration.
+        self.grant(0)
+
+    async def _receive(self, session: Session, host: Host) -> None:
+        while True:
+            frame = decode_from_server(await session.socket.get_message())
+            match frame:
+                case Answers(payload=answers):
+                    for answer in answers:
+                        session.settle(answer)
+                case TasksPushed(payload=tasks):
+                    host.take(tasks)
+                case Bye():
+                    raise LinkLost("the server stops")
+
+    def grant(self, slots: int) -> None:
+        """Tell the server of so many more free slots."""
+        if self._session is not None and self._session.is_registered:
+            self._session.grant(slots, self.runtime_ids)
+
+    async def call(self, name: str, body: Struct, subject: UUID | None = None) -> Any:  # noqa: ANN401  # The answer of that call.
+        """One try over the connection of the moment. Raises `LinkLost` or `LinkRefused`."""
+        if self._session is None:
+            raise LinkLost("not connected")
+        answer = await self._session.call(name, body, subject)
+        if isinstance(answer, Refusal):
+            raise LinkRefused(answer)
+        return answer
+
+    async def deliver(self, name: str, body: Struct, subject: UUID) -> Any:  # noqa: ANN401  # The answer of that call.
+        """Ask until there is a definite answer, however long the server is away (R6.3, R6.4).
+
+        Raises `LinkRefused` for what asking again will not change.
+        """
+        tries = 0
+        while True:
+            await self._wait_up()
+            try:
+                return await self.call(name, body, subject)
+            except LinkLost:
+                continue
+            except LinkRefused as refused:
+                if refused.refusal.status not in PASSING and refused.refusal.status < 500:  # noqa: PLR2004
+                    raise
+                logger.warning("%s: %s; asking again", name, refused)
+            delay_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+            tries += 1
+            with trio.move_on_after(delay_s):
+                await self._wait_reconnected()
+
+    async def _wait_up(self) -> None:
+        while not self.is_up:
+            await self._changed.wait()
+
+    async def _wait_reconnected(self) -> None:
+        before = self._session
+        while not self.is_up or self._session is before:
+            await self._changed.wait()
+
+    def _set_session(self, session: Session | None) -> None:
+        self._session = session
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@final
+class Session:
+    """One connection: who waits for which answer."""
+
+    def __init__(self, socket: WebSocketConnection) -> None:
+        self.socket = socket
+        self.is_registered = False
+        self._book = CallBook()
+        self._outbound, self._waiting = trio.open_memory_channel[Call | CreditGranted](OUTBOUND_MAX)
+        self._answers: dict[int, tuple[trio.Event, list[object]]] = {}
+        self._granted = 0
+        self._is_over = False
+
+    def grant(self, slots: int, runtime_ids: list[UUID]) -> None:
+        self._granted += slots
+        credit = Credit(total=self._granted, runtime_ids=runtime_ids)
+        try:
+            self._outbound.send_nowait(CreditGranted(payload=credit))
+        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+            pass  # The next grant says the total again.
+
+    async def call(self, name: str, body: Struct, subject: UUID | None) -> object:
+        call = self._book.call(name, body, subject)
+        answered = trio.Event()
+        box: list[object] = []
+        self._answers[call.id] = answered, box
+        try:
+            await self._outbound.send(call)
+            await answered.wait()
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            raise LinkLost("the connection broke") from None
+        finally:
+            self._answers.pop(call.id, None)
+        if not box:
+            raise LinkLost("the connection broke before the answer")
+        return box[0]
+
+    def settle(self, answer: Any) -> None:  # noqa: ANN401
+        body = self._book.answered(answer)
+        if (waiter := self._answers.get(answer.id)) is not None:
+            waiter[1].append(body)
+            waiter[0].set()
+
+    async def send_frames(self) -> None:
+        """What has queued up while the last frame was sent travels together."""
+        async for first in self._waiting:
+            calls, credit = list[Call](), None
+            item: Call | CreditGranted | None = first
+            while item is not None:
+                if isinstance(item, Call):
+                    calls.append(item)
+                else:
+                    credit = item
+                item = _next(self._waiting)
+            for batch in batches(calls):
+                await self.socket.send_message(encode(batch))
+            if credit is not None:
+                await self.socket.send_message(encode(credit))
+
+    def end(self) -> None:
+        """Whoever waits for an answer learns that none will come."""
+        self._outbound.close()
+        for answered, _ in self._answers.values():
+            answered.set()
+
+
+def _next(
+    waiting: trio.MemoryReceiveChannel[Call | CreditGranted],
+) -> Call | CreditGranted | None:
+    try:
+        return waiting.receive_nowait()
+    except (trio.WouldBlock, trio.EndOfChannel):
+        return None
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
+
+
+def _raise_shutout(error: Exception) -> None:
+    status = getattr(error, "status_code", None)
+    if isinstance(error, ConnectionRejected) and status in {401, 403}:
+        raise Shutout(
+            "the server does not accept this daemon's key: run `understudy join` again"
+        ) from None
+    if isinstance(error, LinkRefused) and error.refusal.status in {401, 403}:
+        raise Shutout(f"{error.refusal.error}: run `understudy join` again") from None
+
+
+def _in_words(error: Exception) -> str:
+    match error:
+        case ConnectionRejected(status_code=status):
+            return f"the server answered {status}"
+        case ConnectionClosed():
+            return f"closed: {error.reason}"
+        case _:
+            return str(error) or type(error).__name__

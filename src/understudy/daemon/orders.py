@@ -1,0 +1,126 @@
+"""From a claimed task to a run that can be started: checked, prepared, specified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from understudy.core.failures import FailureReason
+from understudy.daemon.backends.backend import Launch, RunSpec
+from understudy.daemon.backends.providers import BACKENDS
+from understudy.daemon.briefs import Brief
+from understudy.daemon.record import RunOrder
+from understudy.daemon.rundir import Spec
+from understudy.daemon.workshop import Workshop
+from understudy.daemon.workspace import Order, WorkDir
+from understudy.wire.daemon import ClaimedTask
+
+OURS: Final = "UNDERSTUDY_"
+
+
+class Unfit(Exception):
+    """The run cannot begin; `reason` is what to report."""
+
+    def __init__(self, reason: FailureReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def check(task: ClaimedTask, workshop: Workshop) -> None:
+    """Task, agent, runtime and workspace must agree (R3.12). Raises `Unfit`."""
+    provider = workshop.runtimes.get(task.runtime_id) if task.runtime_id else None
+    disagreements = {
+        "workspace": str(task.workspace_id) != workshop.workspace_id,
+        "agent": task.agent.id != task.agent_id,
+        "issue": task.issue is not None and task.issue.id != task.issue_id,
+        "runtime": bool(workshop.runtimes) and provider != task.provider,
+    }
+    if wrong := [name for name, differs in disagreements.items() if differs]:
+        sentence = f"the task's {' and '.join(wrong)} are not those of this machine"
+        raise Unfit(FailureReason.INVALID_REQUEST, sentence)
+    if task.provider not in BACKENDS:
+        sentence = f"this daemon knows no provider {task.provider}: upgrade it"
+        raise Unfit(FailureReason.MISSING_CONFIG, sentence)
+    found = workshop.found.get(task.provider)
+    if found is not None and found.problem:
+        raise Unfit(FailureReason.EXECUTABLE_MISSING, found.problem)
+
+
+def work_order(task: ClaimedTask) -> Order:
+    """What `workspace.prepare` needs to know."""
+    issue = task.issue
+    return Order(
+        workspace_id=task.workspace_id,
+        task_id=task.id,
+        agent_id=task.agent_id,
+        agent_name=task.agent.name,
+        issue_id=task.issue_id,
+        issue_key=issue.key if issue else None,
+        provider=task.provider,
+        brief=Brief(
+            title=f"{issue.key}: {issue.title}" if issue else "A task",
+            description=issue.description if issue else "",
+            instructions=task.agent.instructions,
+        ),
+        created_at=task.created_at,
+        repository=task.repos[0].url if task.repos else None,
+        prior_work_dir=task.prior_work_dir,
+    )
+
+
+def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
+    found = workshop.found.get(task.provider)
+    resumes = work.is_reused and task.prior_session_id is not None
+    spec = RunSpec(
+        prompt=prompt(task, work),
+        work_dir=str(work.path),
+        run_dir=str(workshop.run_dir(task.id)),
+        env=_environment(task, workshop.environment),
+        executable=found.executable if found else "",
+        model=task.agent.model,
+        instructions=task.agent.instructions,
+        custom_args=tuple(task.agent.custom_args),
+        mcp_config=task.agent.mcp_config,
+        resume=task.prior_session_id if resumes else None,
+    )
+    return RunOrder(task=task, spec=spec, branch=work.branch, base_commit=work.base_commit)
+
+
+def prompt(task: ClaimedTask, work: WorkDir) -> str:
+    """What the agent is asked, whole: its CLI may not read the brief by itself."""
+    if task.issue is None:
+        return task.trigger_comment_content or "Do what your instructions say."
+    parts = [f"{task.issue.key}: {task.issue.title}", task.issue.description]
+    if task.trigger_comment_content:
+        parts.append(f"The comment that called you:\n\n{task.trigger_comment_content}")
+    place = "You are in a directory of your own"
+    if work.branch:
+        place += f", a git worktree on branch {work.branch}: commit your work there"
+    parts.append(f"{place}. Your last message is posted as your comment on the issue.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _environment(task: ClaimedTask, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The machine's, without the daemon's own settings (R9.5), with the agent's and the task's."""
+    issue = task.issue
+    told = {
+        "UNDERSTUDY_TASK": str(task.id),
+        "UNDERSTUDY_ISSUE": issue.key if issue else "",
+        "UNDERSTUDY_ISSUE_TITLE": issue.title if issue else "",
+        "UNDERSTUDY_AGENT": task.agent.name,
+    }
+    kept = {name: value for name, value in inherited.items() if not name.startswith(OURS)}
+    return {**kept, **task.agent.custom_env, **told}
+
+
+def keeper_spec(order: RunOrder, launch: Launch) -> Spec:
+    return Spec(
+        run=str(order.task.id),
+        argv=list(launch.argv),
+        cwd=order.spec.work_dir,
+        env=launch.env,
+        stdin=launch.stdin,
+        close_stdin=launch.close_stdin,
+        interrupt=launch.interrupt,
+        done=launch.done,
+    )

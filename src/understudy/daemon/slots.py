@@ -1,0 +1,28 @@
+"""How many runs at once (R9.6): a slot is taken before a claim and freed when the run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+
+class Slots:
+    """Holders are runs; `freed` hears each time that there is room again."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.freed: Callable[[], None] = lambda: None
+        self._held: set[UUID] = set()
+
+    @property
+    def free(self) -> int:
+        """Never below zero: runs found again after a restart are kept whatever their number."""
+        return max(0, self.total - len(self._held))
+
+    def take(self, task_id: UUID) -> None:
+        self._held.add(task_id)
+
+    def release(self, task_id: UUID) -> None:
+        if task_id in self._held:
+            self._held.discard(task_id)
+            self.freed()

@@ -1,0 +1,114 @@
+"""What an agent says and does, as numbered messages, sent in batches.
+
+The numbers depend on the agent's output alone: a daemon that reads the spool again from the start
+makes the same messages, and the server keeps each once (R6.9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, final
+
+import msgspec
+import trio
+
+from understudy.core.records import Message
+from understudy.daemon.backends.backend import (
+    Event,
+    Notice,
+    Retry,
+    Session,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    Unparsed,
+    Usage,
+)
+
+BATCH_S: Final = 0.5
+BATCH_BYTES: Final = 64 * 1024
+BATCH_MAX: Final = 200
+UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Beyond that the reader waits for the server: the rest is safe in the spool."""
+
+
+def message_of(event: Event, seq: int) -> Message | None:
+    match event:
+        case Text(text):
+            return Message(seq=seq, type="text", content=text)
+        case Thinking(text):
+            return Message(seq=seq, type="thinking", content=text)
+        case ToolUse(id=identity, name=name, input=given):
+            return Message(seq=seq, type="tool_use", tool=name, content=identity, input=given)
+        case ToolResult(id=identity, output=output, is_error=is_error):
+            flag = {"is_error": True} if is_error else None
+            return Message(seq=seq, type="tool_result", content=identity, output=output, input=flag)
+        case Retry(attempt, attempts_max, delay_s, error):
+            told = f"{error}; try {attempt} of {attempts_max} in {delay_s:.0f} s"
+            return Message(seq=seq, type="error", content=told)
+        case Notice(text):
+            return Message(seq=seq, type="text", tool="notice", content=text)
+        case Unparsed(text, size):
+            return Message(seq=seq, type="error", content=f"not understood, {size} bytes: {text}")
+        case Session() | Usage():
+            return None
+
+
+@final
+class Transcript:
+    """`send` must not return before the server has the batch; `heard` is the last seq it has."""
+
+    def __init__(self, send: Callable[[list[Message]], Awaitable[None]], heard: int) -> None:
+        self._send = send
+        self._heard = heard
+        self._next_seq = 0
+        self._unsent: list[Message] = []
+        self._unsent_bytes = 0
+        self._closed = False
+        self._changed = trio.Event()
+
+    async def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            message = message_of(event, self._next_seq)
+            if message is None:
+                continue
+            self._next_seq += 1
+            if message.seq > self._heard:
+                self._unsent.append(message)
+                self._unsent_bytes += len(msgspec.json.encode(message))
+        self._tell()
+        while self._unsent_bytes > UNSENT_BYTES_MAX:
+            await self._changed.wait()
+
+    def close(self) -> None:
+        """No more will come: `send_all` returns once the rest is sent."""
+        self._closed = True
+        self._tell()
+
+    async def send_all(self) -> None:
+        while not (self._closed and not self._unsent):
+            if not self._unsent:
+                await self._changed.wait()
+                continue
+            await self._wait_batch()
+            batch = self._take()
+            await self._send(batch)
+            self._tell()
+
+    async def _wait_batch(self) -> None:
+        with trio.move_on_after(BATCH_S):
+            while self._unsent_bytes < BATCH_BYTES and not self._closed:
+                await self._changed.wait()
+
+    def _take(self) -> list[Message]:
+        batch, size = list[Message](), 0
+        while self._unsent and size < BATCH_BYTES and len(batch) < BATCH_MAX:
+            batch.append(self._unsent.pop(0))
+            size += len(msgspec.json.encode(batch[-1]))
+        self._unsent_bytes -= size
+        return batch
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
