@@ -20,22 +20,35 @@ class Link:
     def __init__(self) -> None:
         self.send, self.frames = trio.open_memory_channel[FromServer](FRAMES_MAX)
         self._granted = 0
-        self._taken = 0
+        self._pushed = 0
+        self._reserved = 0
+        self._settled = trio.Event()
         self.is_open = True
 
     def grant(self, total: int) -> None:
         """The daemon's word: slots granted since the link was opened. It never falls."""
         self._granted = max(self._granted, total)
 
-    def reserve(self, slots_max: int) -> int:
-        """Set aside up to so many free slots."""
-        slots = min(slots_max, self._granted - self._taken) if self.is_open else 0
-        self._taken += slots
+    async def reserve(self, slots_max: int) -> int:
+        """Set aside up to so many free slots.
+
+        Waits while what is free is set aside by another runtime: it may need none of it.
+        """
+        while self._free() <= 0 and self._reserved:
+            await self._settled.wait()
+        slots = max(0, min(slots_max, self._free())) if self.is_open else 0
+        self._reserved += slots
         return slots
 
-    def release(self, slots: int) -> None:
-        """Give back what was reserved and not pushed."""
-        self._taken -= slots
+    def settle(self, reserved: int, *, used: int) -> None:
+        """End a reservation of which `used` slots were filled."""
+        self._reserved -= reserved
+        self._pushed += used
+        self._settled.set()
+        self._settled = trio.Event()
+
+    def _free(self) -> int:
+        return self._granted - self._pushed - self._reserved
 
     def push(self, frame: FromServer) -> None:
         """Hand a frame to the connection; one that cannot keep up with its frames is closed."""

@@ -145,14 +145,14 @@ class RuntimeActor(Actor[Message]):
     async def _push(self) -> None:
         """Claim for the link as long as it has room and there is work."""
         self._polled_at = trio.current_time()
-        while self._link is not None and (slots := self._link.reserve(BATCH_MAX)):
+        while self._link is not None and (slots := await self._link.reserve(BATCH_MAX)):
             link, found = self._link, list[ClaimedTask]()
             try:
                 found = await self._claim(slots=slots, tokened=True)
             except DatabaseUnavailable:
                 logger.warning("runtime %s waits for work; the database is away", self._id)
             finally:
-                link.release(slots - len(found))
+                link.settle(slots, used=len(found))
             link.push_tasks(found)
             if len(found) < slots:
                 return
