@@ -160,5 +160,13 @@ def test_no_credential_of_a_url_is_repeated(text: str, shown: str) -> None:
 
 
 def test_of_what_git_said_the_last_lines_count() -> None:
+    locked = """fatal: Unable to create '/c/packed-refs.lock': File exists.
+
+Another git process seems to be running in this repository, e.g.
+an editor opened by 'git commit'. Please make sure all processes
+are terminated then try again. If it still fails, a git process
+may have crashed in this repository earlier:
+remove the file manually to continue."""
+    assert last_lines(locked) == "fatal: Unable to create '/c/packed-refs.lock': File exists."
     said = "".join(f"remote: {number}\n\n" for number in range(9)) + "fatal: no\n"
     assert last_lines(said) == "remote: 6 / remote: 7 / remote: 8 / fatal: no"

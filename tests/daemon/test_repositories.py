@@ -209,12 +209,28 @@ async def test_an_empty_repository_gives_a_branch_without_commits(desk: Desk, ad
     tree, made = await add(user.path, "a")
     assert made == Worktree(BRANCH, None)
     assert tree.git("status", "--porcelain") == ""
-    first = tree.commit("a", "1")
-    assert tree.git("rev-list", "HEAD") == first
-    other, second = await add(user.path, "b", owner="w/a/2")
+    other, second = await add(user.path, "b", task="bbbbbbbbbbbb")
     assert second.base_commit is None
     assert second.branch != BRANCH
+    first = tree.commit("a", "1")
+    assert tree.git("rev-list", "HEAD") == first
     assert other.git("status", "--porcelain") == ""
+
+
+async def test_an_agents_branch_is_not_what_others_start_from(desk: Desk, add: Add) -> None:
+    user = desk.repository()
+    user.git("branch", "-m", "main", "understudy/zoe/und-1")
+    user.git("symbolic-ref", "HEAD", "refs/heads/main")
+    _, made = await add(user.path, "w")
+    assert made.base_commit is None
+
+
+async def test_a_shallow_clone_is_a_repository_too(desk: Desk, add: Add) -> None:
+    user = desk.repository()
+    head = user.commit("a", "1")
+    user.git("clone", "--quiet", "--depth=1", f"file://{user.path}", str(desk.directory / "flat"))
+    _, made = await add(desk.directory / "flat", "w")
+    assert made.base_commit == head
 
 
 async def test_a_head_without_its_branch_falls_back_to_main_or_the_only_branch(
@@ -283,6 +299,22 @@ async def test_a_bad_address_is_refused_in_a_sentence(
     assert "secret" not in str(caught.value)
 
 
+async def test_a_lock_that_a_power_cut_left_behind_is_named(desk: Desk, add: Add) -> None:
+    user = desk.repository()
+    await add(user.path, "a", owner="w/a/1")
+    [cache] = (desk.directory / "root/.repositories").glob("*.git")
+    head = user.commit("a", "1")
+    lock = cache / "refs/remotes/origin/main.lock"
+    lock.touch()
+    with pytest.raises(PrepareFailed) as caught:
+        await add(user.path, "b", owner="w/a/2")
+    assert "refs/remotes/origin/main.lock': File exists." in str(caught.value)
+    assert "If no git is running, remove that lock." in str(caught.value)
+    lock.unlink()
+    _, made = await add(user.path, "b", owner="w/a/2")
+    assert made.base_commit == head
+
+
 async def test_a_repository_deleted_meanwhile_is_named(desk: Desk, add: Add) -> None:
     user = desk.repository()
     await add(user.path, "a", owner="w/a/1")
@@ -297,6 +329,7 @@ async def test_submodules_are_left_alone(desk: Desk, add: Add) -> None:
     user.git(*allow, "submodule", "--quiet", "add", str(inner.path), "inner")
     user.git("commit", "-q", "-m", "Add a submodule")
     user.git("config", "--global", "submodule.recurse", "true")
+    user.git("config", "--global", "fetch.recurseSubmodules", "true")
     tree, _ = await add(user.path, "w")
     assert [*(tree.path / "inner").iterdir()] == []
     assert tree.git("status", "--porcelain") == ""
@@ -383,11 +416,14 @@ async def test_a_password_in_the_address_opens_the_door_and_shows_nowhere(
     """R9.5: secrets are never in argv; `git remote-https` has the address in its own."""
     user = desk.repository()
     user.git("update-server-info")
+    told = desk.directory / "told"
+    user.git("config", "--global", "credential.helper", f"!touch {told}; :")
     with http_server(user.path, "p@ss") as host:
         tree, made = await add(f"http://ada:p%40ss@{host}/.git", "w")
         tree.git("fetch", "--quiet", "origin")  # The agent's own git is let in as well.
     assert made.base_commit == user.git("rev-parse", "HEAD")
     assert tree.git("remote", "get-url", "origin") == f"http://ada@{host}/.git"
+    assert not told.exists(), "the user's own keychain learns no password"
     [secret] = (desk.directory / "root/.repositories").glob("*/understudy.credentials")
     assert secret.stat().st_mode & 0o077 == 0
 
@@ -397,13 +433,15 @@ async def test_a_password_that_is_refused_or_missing_is_asked_of_nobody(
 ) -> None:
     """R8.5"""
     user = desk.repository()
-    desk.configure(GitConfig(), GIT_ASKPASS=str(desk.program("ask", "#!/bin/sh\necho p\n")))
+    asked = desk.directory / "asked"
+    desk.configure(GitConfig(), GIT_ASKPASS=str(desk.program("ask", f"#!/bin/sh\ntouch {asked}\n")))
     with http_server(user.path, "right") as host:
         for url in (f"http://{host}/.git", f"http://ada:wrong@{host}/.git"):
             with trio.fail_after(60), pytest.raises(PrepareFailed) as caught:
                 await add(url, "w")
             assert "Give this machine access" in str(caught.value)
             assert "wrong" not in str(caught.value)
+    assert not asked.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository away")

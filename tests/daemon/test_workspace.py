@@ -78,6 +78,7 @@ async def test_the_next_task_of_agent_and_issue_goes_on_in_the_prior_directory(d
     assert work.is_reused
     assert work.base_commit == head
     assert (work.path / "edit").read_text() == "uncommitted"
+    desk.clone(work.path).commit("more", "1")
     again = await run(desk, order)
     assert (again.path, again.base_commit) == (prior.path, head)
 
@@ -239,6 +240,16 @@ async def test_a_second_preparation_of_the_same_task_is_refused(desk: Desk) -> N
     work = await prepare(order, desk.repositories)
     with work.claim, pytest.raises(WorkDirBusy):
         await prepare(replace(order, prior_work_dir=None), desk.repositories)
+
+
+async def test_a_directory_taken_over_is_claimed_against_others(desk: Desk) -> None:
+    """R8.3"""
+    prior = await run(desk, desk.order())
+    work = await prepare(desk.order(prior=prior.path), desk.repositories)
+    with work.claim:
+        other = await run(desk, desk.order(prior=prior.path))
+    assert work.path == prior.path
+    assert other.path != prior.path
 
 
 async def test_a_plain_directory_with_a_broken_git_is_not_taken_over(desk: Desk) -> None:

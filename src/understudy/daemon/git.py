@@ -25,7 +25,6 @@ SETTINGS: Final = {
     "safe.bareRepository": "all",
     "gc.auto": "0",
     "maintenance.auto": "false",
-    "submodule.recurse": "false",
     "commit.gpgSign": "false",  # gpg asks for a passphrase.
     "log.showSignature": "false",
     "advice.detachedHead": "false",
@@ -50,7 +49,12 @@ QUIET: Final = {
 }
 
 
-NOISE: Final = {"Please make sure you have the correct access rights", "and the repository exists."}
+# Lines that push the one which matters out of the last few.
+NOISE: Final = re.compile(
+    r"|Please make sure you have the correct access rights|and the repository exists\."
+    r"|Another git process seems to be running.*|an editor opened by.*|are terminated then try.*"
+    r"|may have crashed in this repository.*|remove the file manually to continue\."
+)
 
 
 class GitFailed(Exception):
@@ -158,7 +162,7 @@ def redact(text: str) -> str:
 
 def last_lines(text: str) -> str:
     lines = [line.strip() for line in redact(text).splitlines()]
-    lines = [line for line in lines if line and line not in NOISE]
+    lines = [line for line in lines if not NOISE.fullmatch(line)]
     return " / ".join(lines[-SAID_LINES_MAX:])[-SAID_CHARS_MAX:]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final, final
 
@@ -51,6 +52,7 @@ ADVICE: Final = (
         ("not found", "does not exist", "not appear to be a git repository"),
         "Check the address; a directory must be a git repository (`git init`).",
     ),
+    ((".lock': File exists", "config: File exists"), "If no git is running, remove that lock."),
     (("not on PATH",), "Install git, then restart the daemon."),
 )
 ADVICE_ELSE: Final = "Try `git ls-remote {url}` on this machine."
@@ -103,7 +105,8 @@ class Repositories:
         self.root = root
         self.git = git
         self._caches = root / ".repositories"
-        self._fetched_at: dict[Path, float] = {}
+        self._moments = count()
+        self._fetched_at: dict[Path, int] = {}
 
     async def add_worktree(self, url: str, path: Path, line: Line) -> Worktree:
         """Check the line's branch out into `path`, which must not exist. Raises `PrepareFailed`.
@@ -123,10 +126,10 @@ class Repositories:
 
     async def _add_worktree(self, origin: Origin, path: Path, line: Line) -> Worktree:
         cache = self._caches / f"{origin.slug}.git"
-        asked_at = trio.current_time()
+        asked_at = next(self._moments)
         async with _alone(cache):
-            if self._fetched_at.get(cache, -1.0) < asked_at:
-                started_at = trio.current_time()
+            if self._fetched_at.get(cache, -1) < asked_at:  # No fetch has begun since.
+                started_at = next(self._moments)
                 await self._open(cache, origin)
                 await self._fetch(cache, origin)
                 self._fetched_at[cache] = started_at
@@ -141,7 +144,7 @@ class Repositories:
         _configure(cache, origin, lend_identity=name is None)
 
     async def _fetch(self, cache: Path, origin: Origin) -> None:
-        fetch = ["fetch", "--quiet", "--prune", "--no-recurse-submodules", "--update-shallow"]
+        fetch = ["fetch", "--quiet", "--prune", "--update-shallow"]
         fetch += ["--no-write-fetch-head", *_upload_pack(origin), "origin", BRANCHES]
         env = await self.git.ssh(cwd=cache)
         within_s = self.git.config.network_s
@@ -169,7 +172,7 @@ class Repositories:
             if start is None:
                 await self._add_unborn(cache, path, name)
             else:
-                await git(*add, "--no-track", "-b", name, str(path), start, cwd=cache)
+                await git(*add, "-b", name, str(path), start, cwd=cache)
         return Worktree(name, await head_of(git, path))
 
     async def _add_unborn(self, cache: Path, path: Path, name: str) -> None:
@@ -250,15 +253,17 @@ def _choose(line: Line, cached: _Cached) -> tuple[str, str | None]:
 def _default_branch(remote: Mapping[str, str]) -> str | None:
     """What to start from where the remote's HEAD says nothing."""
     names = [name for name in remote if name != "HEAD" and not name.startswith("understudy/")]
-    known = [name for name in ("main", "master", *names[:1]) if name in names]
-    if not known:
+    if not names:
         return None
-    if known[0] == names[0] and len(names) > 1 and known[0] not in {"main", "master"}:
+    for name in ("main", "master"):
+        if name in names:
+            return remote[name]
+    if len(names) > 1:
         raise _Unusable(
             f"its HEAD names no branch that exists, and it has several: {', '.join(names[:5])}. "
             "Say which: `git symbolic-ref HEAD refs/heads/<branch>` there."
         )
-    return remote[known[0]]
+    return remote[names[0]]
 
 
 def _below(prefix: str, refs: Mapping[str, str]) -> dict[str, str]:
