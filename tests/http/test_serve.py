@@ -25,7 +25,8 @@ from understudy.http.serve import (
     serve,
 )
 from understudy.testing.client import open_client
-from understudy.testing.network import MemoryNetwork, MemoryStream
+from understudy.testing.network import MemoryNetwork
+from understudy.testing.streams import MemoryStream
 
 CONFIG = ServeConfig(
     keep_alive_s=75,

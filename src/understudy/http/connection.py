@@ -120,12 +120,14 @@ class Connection:
         try:
             with self._life:
                 await self._converse()
+            if self._lingers:
+                await self._hear_out()
         except* OSError:
             pass  # The peer left before it could be asked for its address.
         except* Exception:
             logger.exception("a connection crashed")
         finally:
-            await self._close()
+            await trio.aclose_forcefully(self._stream)
 
     def stop(self) -> None:
         """Hang up if no request is running; let one that is finish within `graceful_s`."""
@@ -215,15 +217,12 @@ class Connection:
         if self._sending.cancelled_caught:
             self._hang_up()
 
-    async def _close(self) -> None:
-        """Close. A peer in mid-sentence is heard out first, or a reset would eat our answer."""
-        if self._lingers:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + LINGER_S):
-                await self._hear_out()
-        await trio.aclose_forcefully(self._stream)
-
     async def _hear_out(self) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        """Let a peer in mid-sentence finish: closing on it would reset it and eat our answer."""
+        with (
+            trio.CancelScope(shield=True, deadline=trio.current_time() + LINGER_S),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
             await self._stream.send_eof()
             while self._http.is_peer_sending:
                 data = await self._stream.receive_some(RECEIVE_MAX)

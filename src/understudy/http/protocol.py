@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TypeVar, cast, final
 
@@ -44,8 +45,9 @@ class Http1(H11Protocol):
         """Offer no upgrade to HTTP/2; `_create_stream` refuses it as a version."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if request.http_version not in {b"1.0", b"1.1"}:
-            await self._send_error_response(505)
+        refusal = _refusal(request)
+        if refusal is not None:
+            await self._send_error_response(refusal)
             await self.send(Closed())
             return
         headers = list(request.headers)
@@ -62,7 +64,7 @@ class Http1(H11Protocol):
                 headers=headers,
                 http_version=request.http_version.decode(),
                 method=request.method.decode().upper(),
-                raw_path=request.target,
+                raw_path=_path(request.target),
                 state=self.connection_state,
             )
         )
@@ -93,6 +95,23 @@ class Http1(H11Protocol):
             await self.send(RawData(data))
 
 
+def _refusal(request: h11.Request) -> int | None:
+    """A status for what h11 lets through and Hypercorn, wsproto or Quart would crash on."""
+    if request.http_version not in {b"1.0", b"1.1"}:
+        return 505
+    if not _path(request.target).startswith(b"/"):
+        return 400
+    tokens = {b"connection", b"sec-websocket-protocol"}
+    if not all(value.isascii() for name, value in request.headers if name in tokens):
+        return 400
+    return None
+
+
+def _path(target: bytes) -> bytes:
+    """Strip what only proxies need: `http://host/path` is `/path`."""
+    return re.sub(rb"^https?://[^/?]*(?=/)", b"", target, flags=re.IGNORECASE)
+
+
 def _asks_for_websocket(request: h11.Request) -> bool:
     fields = dict(request.headers)
     tokens = fields.get(b"connection", b"").lower().split(b",")
@@ -113,6 +132,7 @@ class BoundedRequest(HTTPStream):
     """A request whose body is measured as it comes: Quart 0.23 measures it once it is complete."""
 
     _body_bytes = 0
+    _is_refused = False
 
     async def handle(self, event: StreamEvent) -> None:
         if isinstance(event, Body):
@@ -123,13 +143,22 @@ class BoundedRequest(HTTPStream):
         await super().handle(event)
 
     async def _refuse_body(self) -> None:
+        self._is_refused = True
         if self.state is ASGIHTTPState.REQUEST:
             await self._send_error_response(413)
         await self.send(StreamClosed(stream_id=self.stream_id))
 
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        if self.closed or self._is_refused:
+            await trio.lowlevel.checkpoint()
+        else:
+            await super().app_send(message)
+
 
 @final
 class BoundedWebsocket(WSStream):
+    _is_refused = False
+
     @property
     def is_over(self) -> bool:
         """Whether both sides have said close."""
@@ -151,12 +180,15 @@ class BoundedWebsocket(WSStream):
 
     async def _refuse_early_bytes(self) -> None:
         """Hang up. Hypercorn answers and stays, and the handler's next word ends the process."""
+        self._is_refused = True
         if self.state is ASGIWebsocketState.HANDSHAKE:
             await self._send_error_response(400)
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        if self.closed:  # Without a checkpoint a handler that only sends would stop the world.
+        if (
+            self.closed or self._is_refused
+        ):  # Without a checkpoint a handler that only sends would stop the world.
             await trio.lowlevel.checkpoint()
         else:
             await super().app_send(message)

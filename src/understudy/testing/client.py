@@ -11,7 +11,8 @@ import httpcore2
 import httpx2
 import trio
 
-from understudy.testing.network import MemoryNetwork, MemoryStream
+from understudy.testing.network import MemoryNetwork
+from understudy.testing.streams import MemoryStream
 
 # httpcore reads the real clock to expire connections: under a virtual one that must never happen.
 KEEPALIVE_EXPIRY_S = 1e9
