@@ -261,5 +261,6 @@ async def test_a_run_away_agent_reaches_its_limit(bench: Bench) -> None:
 
 async def test_the_daemon_finds_it() -> None:
     """R9.4"""
-    found = (await find_clis(str(Path(str(CLAUDE)).parent)))[0]
+    path = os.pathsep.join([str(Path(str(CLAUDE)).parent), os.environ["PATH"]])
+    found = (await find_clis(path))[0]
     assert (found.provider, found.executable, found.problem) == ("claude", CLAUDE, None)

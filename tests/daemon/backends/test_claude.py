@@ -180,9 +180,9 @@ def test_a_refused_resume_is_no_failure_yet(told: list[dict[str, Any]]) -> None:
 
 def test_a_refusal_told_on_stderr_only_is_one_too() -> None:
     """R5.10"""
-    stderr = f"Error: Session ID {OURS} is already in use."
+    stderr = f"Error: Session ID {OURS} is already in use.\0"
     _, verdict, _ = read(resume=OURS, end=FAILED, stderr=stderr)
-    assert isinstance(verdict, ResumeRefused)
+    assert verdict == ResumeRefused(OURS, stderr.rstrip("\0"))
     _, verdict, _ = read(end=FAILED, stderr=stderr)
     assert reason(verdict) is FailureReason.AGENT_ERROR
 

@@ -92,6 +92,12 @@ def test_a_result_without_output_leaves_what_was_said() -> None:
     assert read(b"hello", b'{"type":"result"}') == Completed("hello")
 
 
+def test_what_follows_the_result_changes_nothing() -> None:
+    """R9.3"""
+    late = b'{"type":"result","is_error":true,"error":"too late"}'
+    assert read(b'{"type":"result","output":"fine"}', late) == Completed("fine")
+
+
 def test_a_programs_error_may_name_a_reason() -> None:
     known = read(b'{"type":"result","is_error":true,"reason":"auth","error":"no key"}')
     assert known == Failed(FailureReason.AUTH, "no key")

@@ -283,6 +283,29 @@ def test_what_postgresql_refuses_never_gets_in(dialect: Dialect) -> None:
     assert verdict == Completed("ab")
 
 
+def test_a_tools_input_is_cleaned_down_to_its_names_and_numbers(dialect: Dialect) -> None:
+    """R6.8: what 64 bits do not hold is told in words."""
+    odd = b'"a\\u0000b": 1208925819614629174706176, "nan": NaN, "list": ["\\u0000"], "command"'
+    events, _, _ = read(dialect, [dialect.tool_use.replace(b'"command"', odd)])
+    [call] = [event for event in events if isinstance(event, ToolUse)]
+    assert call.input == {
+        "ab": "1208925819614629174706176",
+        "nan": None,
+        "list": [""],
+        "command": "echo hi",
+    }
+    msgspec.json.encode(call)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-7", b'"many"', b"[]"])
+def test_a_bill_that_makes_no_sense_costs_nothing(dialect: Dialect, number: bytes) -> None:
+    """R6.8"""
+    told = [*dialect.usage, dialect.tool_use, dialect.result("done")]
+    _, verdict, bill = read(dialect, [re.sub(rb"\b(100|150|250)\b", number, text) for text in told])
+    assert verdict == Completed("done")
+    assert [usage.input_tokens for usage in bill] == [0]
+
+
 def test_a_line_of_20_mb_is_read_and_cut(dialect: Dialect) -> None:
     """R9.2, R6.8"""
     events, verdict, _ = read(dialect, [dialect.text("x" * (20 << 20)), dialect.result("done")])

@@ -128,7 +128,7 @@ class CommandReader:
             case "thinking":
                 return [Thinking(frame.text("text"))]
             case "session":
-                return [_session(frame)]
+                return [*_session(frame)]
             case "tool_use":
                 tool_input = frame.frame("input").fields
                 return [ToolUse(frame.text("id"), frame.text("name"), tool_input)]
@@ -157,11 +157,10 @@ class CommandReader:
         if self._result:
             return []
         self._result = frame
-        id_ = frame.text("session_id")
         parts = [frame.frame("usage")] if frame.frame("usage").fields else frame.frames("usage")
         bill = sums(_usage(part, self._provider) for part in parts)
         self._bill = bill or self._bill
-        return [*([_session(frame)] if id_ else []), *bill.values()]
+        return [*_session(frame), *bill.values()]
 
     def _concluded(self, result: Frame) -> Verdict:
         if not result.flag("is_error"):
@@ -194,8 +193,9 @@ def _output(result: Frame) -> str:
     return result.text("output") or result.text("result")
 
 
-def _session(frame: Frame) -> Session:
-    return Session(frame.text("id") or frame.text("session_id"), frame.flag("resumable"))
+def _session(frame: Frame) -> list[Session]:
+    id_ = frame.text("session_id") or frame.text("id")
+    return [Session(id_, frame.flag("resumable"))] if id_ else []
 
 
 def _usage(frame: Frame, provider: str) -> Usage:

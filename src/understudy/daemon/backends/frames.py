@@ -83,7 +83,7 @@ def unparsed(line: bytes) -> Unparsed:
 
 
 def _utf8(line: bytes) -> str:
-    return line.replace(b"\0", b"").decode("utf-8", "replace")
+    return line.decode("utf-8", "replace")
 
 
 def _items(value: object) -> list[object]:
