@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch, Node, State
@@ -21,8 +20,14 @@ from understudy.supervisor import (
     open_children,
     supervise,
 )
+from understudy.testing.clock import VirtualClock, run_virtual
 
 POLICY = RestartPolicy(restarts_max=3, period_s=60, delay_s=1)
+
+
+@pytest.fixture
+def virtual_clock() -> VirtualClock:
+    return VirtualClock()
 
 
 def only_child(tree: Branch) -> Node:
@@ -41,7 +46,7 @@ async def steady(*, task_status: trio.TaskStatus[None]) -> None:
 
 
 async def test_a_nursery_under_supervision_restarts_all_or_none(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    nursery: trio.Nursery, virtual_clock: VirtualClock
 ) -> None:
     starts: list[str] = []
 
@@ -66,7 +71,7 @@ async def test_a_nursery_under_supervision_restarts_all_or_none(
     assert starts == ["sound", "fragile", "sound", "fragile"]
 
 
-async def test_escalation_climbs_one_floor_at_a_time(autojump_clock: MockClock) -> None:
+async def test_escalation_climbs_one_floor_at_a_time(virtual_clock: VirtualClock) -> None:
     tree = Branch("server")
     starts = 0
 
@@ -84,13 +89,35 @@ async def test_escalation_climbs_one_floor_at_a_time(autojump_clock: MockClock) 
     assert starts == 4
 
 
-async def test_cancellation_is_not_a_crash(autojump_clock: MockClock) -> None:
+async def test_cancellation_is_not_a_crash(virtual_clock: VirtualClock) -> None:
     branch = Branch("service")
     async with trio.open_nursery() as nursery:
         await nursery.start(supervise, branch, steady, POLICY)
         nursery.cancel_scope.cancel()
     assert branch.snapshot(0.0).incarnation == 1
     assert branch.snapshot(0.0).last_crash is None
+
+
+async def test_a_crash_while_everything_stops_is_logged_and_climbs_no_further(
+    virtual_clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stumble() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("boom")
+
+    async def service(*, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stumble)
+            nursery.start_soon(trio.sleep_forever)
+            task_status.started()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervise, Branch("service"), service, POLICY)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert caplog.messages == ["service crashed while it stopped"]
 
 
 async def test_normal_return_ends_supervision(nursery: trio.Nursery) -> None:
@@ -111,7 +138,7 @@ async def test_a_failing_first_start_is_the_starters_and_comes_unwrapped() -> No
 
 
 async def test_a_contained_crash_spares_the_siblings(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    virtual_clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(contain, Branch("link 7"), hopeless)
@@ -120,7 +147,7 @@ async def test_a_contained_crash_spares_the_siblings(
 
 
 async def test_the_tree_tells_starting_from_running_from_waiting(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    nursery: trio.Nursery, virtual_clock: VirtualClock
 ) -> None:
     tree = Branch("server")
 
@@ -145,7 +172,7 @@ async def test_the_tree_tells_starting_from_running_from_waiting(
 
 
 async def test_the_tree_keeps_the_last_crash_out_of_its_groups(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    nursery: trio.Nursery, virtual_clock: VirtualClock
 ) -> None:
     tree = Branch("server")
 
@@ -193,7 +220,7 @@ class Stage:
 
 
 async def test_children_stop_in_reverse_start_order_each_after_the_other(
-    autojump_clock: MockClock,
+    virtual_clock: VirtualClock,
 ) -> None:
     """Invariant 30: children stop in reverse start order."""
     stage = Stage()
@@ -202,7 +229,7 @@ async def test_children_stop_in_reverse_start_order_each_after_the_other(
     assert stage.stops == [("http", 2), ("actors", 4), ("database", 6)]
 
 
-async def test_the_order_holds_when_everything_is_cancelled(autojump_clock: MockClock) -> None:
+async def test_the_order_holds_when_everything_is_cancelled(virtual_clock: VirtualClock) -> None:
     stage = Stage()
     with trio.move_on_after(1):
         async with open_children(stop_s=10) as children:
@@ -211,7 +238,7 @@ async def test_the_order_holds_when_everything_is_cancelled(autojump_clock: Mock
     assert stage.stops == [("http", 3), ("actors", 5), ("database", 7)]
 
 
-async def test_the_order_holds_when_a_child_crashes(autojump_clock: MockClock) -> None:
+async def test_the_order_holds_when_a_child_crashes(virtual_clock: VirtualClock) -> None:
     stage = Stage()
 
     async def crash(branch: Branch, *, task_status: trio.TaskStatus[None]) -> None:
@@ -227,7 +254,7 @@ async def test_the_order_holds_when_a_child_crashes(autojump_clock: MockClock) -
     assert stage.stops == [("http", 3), ("actors", 5), ("database", 7)]
 
 
-async def test_the_order_holds_when_a_later_child_cannot_start(autojump_clock: MockClock) -> None:
+async def test_the_order_holds_when_a_later_child_cannot_start(virtual_clock: VirtualClock) -> None:
     stage = Stage()
 
     async def unready(branch: Branch, *, task_status: trio.TaskStatus[None]) -> None:
@@ -240,7 +267,7 @@ async def test_the_order_holds_when_a_later_child_cannot_start(autojump_clock: M
     assert [name for name, _ in stage.stops] == ["http", "actors", "database"]
 
 
-async def test_a_start_that_hangs_can_be_cancelled(autojump_clock: MockClock) -> None:
+async def test_a_start_that_hangs_can_be_cancelled(virtual_clock: VirtualClock) -> None:
     async def never_ready(branch: Branch, *, task_status: trio.TaskStatus[None]) -> None:
         await trio.sleep_forever()
 
@@ -252,7 +279,7 @@ async def test_a_start_that_hangs_can_be_cancelled(autojump_clock: MockClock) ->
 
 
 async def test_a_child_that_is_asked_to_finish_may_do_so_until_its_deadline(
-    autojump_clock: MockClock,
+    virtual_clock: VirtualClock,
 ) -> None:
     ends: list[tuple[str, float]] = []
 
@@ -276,7 +303,7 @@ async def test_a_child_that_is_asked_to_finish_may_do_so_until_its_deadline(
 
 
 async def test_a_child_that_ignores_its_cancellation_is_named_and_holds_up_no_other(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    virtual_clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage()
     async with open_children(stop_s=10) as children:
@@ -287,7 +314,7 @@ async def test_a_child_that_ignores_its_cancellation_is_named_and_holds_up_no_ot
 
 
 async def test_a_crash_in_the_last_words_holds_up_no_other(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    virtual_clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage()
 
@@ -305,7 +332,9 @@ async def test_a_crash_in_the_last_words_holds_up_no_other(
     assert stage.stops == [("http", 2), ("actors", 4), ("database", 6)]
 
 
-async def test_an_impatient_interrupt_cancels_everybody_at_once(autojump_clock: MockClock) -> None:
+async def test_an_impatient_interrupt_cancels_everybody_at_once(
+    virtual_clock: VirtualClock,
+) -> None:
     """A second Ctrl-C breaks off the order, but no child is left running."""
     stage = Stage()
 
@@ -319,19 +348,19 @@ async def test_an_impatient_interrupt_cancels_everybody_at_once(autojump_clock: 
     assert sorted(stage.stops) == [("actors", 2), ("database", 2), ("http", 2), ("last", 2)]
 
 
-async def test_a_child_that_ended_by_itself_is_not_waited_for(autojump_clock: MockClock) -> None:
+async def test_a_child_that_ended_by_itself_is_not_waited_for(virtual_clock: VirtualClock) -> None:
     async def brief(branch: Branch, *, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
 
     async with open_children(stop_s=10) as children:
-        await children.start(brief, Branch("brief"))
-        await wait_all_tasks_blocked()
-    assert trio.current_time() == 0
+        await children.start(brief, Branch("brief"), finish=pytest.fail)
+        await trio.sleep(1)
+    assert trio.current_time() == 1
 
 
 def raised(tree: Callable[[], Awaitable[None]]) -> BaseException:
     with pytest.raises(BaseException) as caught:  # noqa: PT011  # Whatever it is, it is the question.
-        trio.run(tree, clock=MockClock(autojump_threshold=0))
+        run_virtual(tree, seed=0)
     return caught.value
 
 
@@ -401,6 +430,8 @@ async def service(*, task_status):
                 await trio.to_thread.run_sync(os.kill, os.getpid(), signal.Signals[name])
                 await trio.sleep_forever()
     finally:
+        if sys.argv[1] == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)  # Asked twice, it still finishes.
         print("last words")
 
 async def main():

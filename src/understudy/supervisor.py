@@ -71,7 +71,8 @@ async def contain(
 ) -> None:
     """Run once; a crash ends with a log line and spares the siblings."""
     with branch.grown(Kind.SERVICE):
-        if crash := await _crash_of(branch, service, _Started(branch, task_status)):
+        crash = await _crash_of(branch, service, _Started(branch, task_status))
+        if crash is not None:
             logger.error("%s crashed; not restarted", branch, exc_info=crash)
 
 
@@ -96,8 +97,8 @@ async def _crash_of(branch: Branch, service: Service, started: _Started) -> Exce
     branch.starting()
     try:
         await service(task_status=started)
-    except Exception as group:  # noqa: BLE001  # Here crashes end; both callers log them.
-        crash = sole(group)
+    except Exception as error:  # noqa: BLE001  # Here crashes end; both callers log them.
+        crash = sole(error)
         branch.crashed(crash, trio.current_time())
         return crash
     except BaseExceptionGroup as group:  # It crashed at the moment it was cancelled.
@@ -215,14 +216,15 @@ def run_tree(main: Callable[[], Awaitable[None]]) -> int:
 
 
 async def _until_sigterm(main: Callable[[], Awaitable[None]]) -> None:
-    async def stop_on(signals: AsyncIterator[int]) -> None:
-        await anext(signals)
-        nursery.cancel_scope.cancel()
+    async def cancel_at(signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            scope.cancel()
 
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_on, signals)
-            await main()
+            nursery.start_soon(cancel_at, signals)
+            with trio.CancelScope() as scope:
+                await main()
             nursery.cancel_scope.cancel()
 
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from understudy.actors.actor import Actor, spawn
-from understudy.actors.mailbox import ActorGone, Ask, Ref
+from understudy.actors.mailbox import ActorGone, Ask, R, Ref
 from understudy.core.restarts import RestartPolicy
 from understudy.core.tree import Branch, Mailbox, Node, State
 from understudy.supervisor import RestartsExhausted, open_children
@@ -74,6 +74,11 @@ def only_child(tree: Branch) -> Node:
     return node
 
 
+async def ask(ref: Ref[Message], question: Ask[R]) -> R:
+    with trio.fail_after(3600):
+        return await ref.ask(question)
+
+
 async def test_ask_sees_every_message_told_before_it(nursery: trio.Nursery) -> None:
     ref = await counter(nursery)
     await ref.tell(Add(2))
@@ -93,11 +98,11 @@ async def test_ref_survives_a_crash_but_state_does_not(
 
 
 async def test_unanswered_ask_raises_and_names_the_actor_and_the_question(
-    nursery: trio.Nursery,
+    nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     ref = await counter(nursery)
     with pytest.raises(ActorGone, match="counter left Shrug unanswered"):
-        await ref.ask(Shrug())
+        await ask(ref, Shrug())
 
 
 async def test_too_many_crashes_reach_the_parent(autojump_clock: MockClock) -> None:
@@ -121,7 +126,7 @@ async def test_crashes_spread_out_are_ridden_out(
 
 async def ask_total(ref: Ref[Message], outcomes: list[int | None]) -> None:
     try:
-        total = await ref.ask(Total())
+        total = await ask(ref, Total())
         outcomes.append(total)
     except ActorGone:
         outcomes.append(None)
@@ -145,7 +150,7 @@ async def test_backlog_of_a_dead_actor_is_refused_and_so_are_those_who_wait_for_
         await ref.tell(Add(1))
 
 
-async def test_backlog_of_a_cancelled_actor_is_refused() -> None:
+async def test_backlog_of_a_cancelled_actor_is_refused(autojump_clock: MockClock) -> None:
     class Stuck(Counter):
         async def receive(self, message: Message) -> None:
             await trio.sleep_forever()
@@ -239,7 +244,7 @@ async def test_a_stopped_actor_finishes_its_message_and_refuses_the_rest(
     tree = Branch("server")
     ref = await spawn(nursery, tree.child("r"), Retiring, mailbox_max=8, policy=POLICY)
     await ref.tell(Retire())
-    with pytest.raises(ActorGone):
+    with pytest.raises(ActorGone), trio.fail_after(3600):
         await ref.ask(Total())
     with pytest.raises(ActorGone):
         ref.tell_nowait(Retire())
@@ -248,7 +253,7 @@ async def test_a_stopped_actor_finishes_its_message_and_refuses_the_rest(
 
 
 async def test_an_actor_may_find_in_start_that_there_is_nothing_left_to_do(
-    nursery: trio.Nursery,
+    nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     class Finished(Counter):
         async def start(self) -> None:
@@ -256,7 +261,7 @@ async def test_an_actor_may_find_in_start_that_there_is_nothing_left_to_do(
 
     ref = await spawn(nursery, Branch("done"), Finished, mailbox_max=8, policy=POLICY)
     with pytest.raises(ActorGone):
-        await ref.ask(Total())
+        await ask(ref, Total())
 
 
 class Parent(Actor[Explode | Retire]):

@@ -36,7 +36,10 @@ class Actor(ABC, Generic[M]):
 
     @abstractmethod
     async def receive(self, message: M) -> None:
-        """Handle one message. An exception crashes the actor and drops the message."""
+        """Handle one message. An exception crashes the actor and drops the message.
+
+        An `Ask` is answered before this returns, or `ActorGone` is raised in the asker.
+        """
 
     async def wake(self) -> None:
         """The deadline has passed and is now infinity; it goes before waiting messages."""
