@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from random import SystemRandom
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, final
 
 import trio
 
@@ -18,16 +20,23 @@ from understudy.config import ServerConfig
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.http.app import create_app
-from understudy.http.serve import ServeConfig, serve
+from understudy.http.serve import CannotListen, ServeConfig, open_listeners, serve
 from understudy.http.site import Site
+from understudy.parent import until_parent_ends
 from understudy.store import schema
+from understudy.store.binaries import DatabaseUnavailable as NoDatabase
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
+from understudy.store.embedded import EmbeddedServer
+from understudy.store.embedded import run_server as run_postgres
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
-from understudy.supervisor import open_children, supervise
+from understudy.supervisor import open_children, sole, supervise
 from understudy.version import VERSION
 
+logger = logging.getLogger(__name__)
+
+DATABASE: Final = "understudy"
 STOP_S: Final = 10.0
 Listener: TypeAlias = trio.abc.Listener[trio.abc.HalfCloseableStream]
 
@@ -59,6 +68,45 @@ async def run_server(
         gc.freeze()
         task_status.started(site)
         await trio.sleep_forever()
+
+
+async def run_node(config: ServerConfig) -> None:
+    """The process behind `understudy serve`."""
+    try:
+        listeners = await open_listeners(config.host, config.port)
+    except CannotListen as error:
+        raise CannotStart(str(error)) from error
+    tree = Branch("server")
+    async with open_children(stop_s=STOP_S) as children:
+        if config.database_url is None:
+            database = own_database(config)
+            await children.start(supervise, tree.child("postgres"), database.run, RestartPolicy())
+            config = replace(config, database_url=database.url)
+        logger.info("listening on %s", config.address)
+        await until_parent_ends(partial(run_server, config, tree, listeners))
+
+
+@final
+class OwnDatabase:
+    """The embedded PostgreSQL of this machine as a service."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self.url = server.dsn(DATABASE)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_postgres, self._server)
+                await trio.to_thread.run_sync(self._server.ensure_database, DATABASE)
+                task_status.started()
+        except* NoDatabase as group:
+            raise CannotStart(str(sole(group))) from group
+
+
+def own_database(config: ServerConfig) -> OwnDatabase:
+    config.home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return OwnDatabase(EmbeddedServer(config.home.postgres))
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from understudy.wire.daemon import CLAIM_LEASE
 from understudy.wire.errors import Refused, invalid, not_found
 
 COOKIE: Final = "understudy_session"
+LINK_S: Final = 15 * 60.0
 SESSION_S: Final = 30 * 24 * 3600.0
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -45,6 +46,11 @@ async def machine(request: Request | Websocket, database: Database) -> Machine:
     capabilities = request.headers.get("X-Client-Capabilities", "")
     tokened = CLAIM_LEASE in {each.strip() for each in capabilities.split(",")}
     return Machine(grant.workspace_id, tokened)
+
+
+async def is_machine(request: Request, database: Database) -> bool:
+    secret = _bearer(request)
+    return secret is not None and (await _grant(secret, database)).kind == "daemon"
 
 
 async def person(request: Request, database: Database) -> Person:

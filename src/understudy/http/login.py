@@ -33,6 +33,15 @@ def blueprint(site: Site) -> Blueprint:
         )
         return response
 
+    @routes.post("/api/login/links")
+    async def new_link() -> Response:
+        """Another way in for the same person: a browser, a second machine."""
+        person = await auth.person(request, database)
+        code = await tokens.create(
+            database, "login", tokens.Owner(user_id=person.user.id), valid_s=auth.LINK_S
+        )
+        return answer(wire.LoginLink(path=f"/login/{code}", valid_s=auth.LINK_S), 201)
+
     @routes.post("/api/login")
     async def login() -> Response:
         """For the command line: a one-time code becomes a personal key."""

@@ -29,6 +29,11 @@ def blueprint(site: Site) -> Blueprint:
 
     @routes.get("/api/workspaces")
     async def workspaces() -> Response:
+        """Also for a machine, which learns here where it works (spec section 12)."""
+        if await auth.is_machine(request, database):
+            machine = await auth.machine(request, database)
+            mine = await people.find_workspace(database, machine.workspace_id)
+            return answer([mine])
         person = await auth.person(request, database)
         return answer(await people.workspaces_of(database, person.user.id))
 

@@ -105,6 +105,11 @@ class Login(Struct, forbid_unknown_fields=True):
     code: str
 
 
+class LoginLink(Struct):
+    path: str
+    valid_s: float
+
+
 class Health(Struct):
     status: Literal["ok", "database_away"]
     version: str

@@ -1,0 +1,166 @@
+"""`understudy up`: the supervisor process of one machine: database, server, daemon, in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import click
+import httpx2
+import msgspec
+import trio
+
+from understudy.cli import credentials
+from understudy.cli.credentials import Credentials, MachineKey
+from understudy.config import ServerConfig
+from understudy.core.records import User, Workspace
+from understudy.core.restarts import CannotStart, RestartPolicy
+from understudy.core.tree import Branch
+from understudy.daemon.probe import Found, find_clis
+from understudy.parent import VARIABLE
+from understudy.server import open_database, own_database
+from understudy.store import people, tokens
+from understudy.store.database import Database
+from understudy.store.tokens import Owner
+from understudy.supervisor import EXIT_CANNOT_START, open_children, supervise
+
+STOP_S: Final = 15.0
+CHILD_STOP_S: Final = 12.0
+READY_S: Final = 60.0
+LINK_S: Final = 15 * 60.0
+POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class UpConfig:
+    server: ServerConfig
+    repository: str | None
+    with_daemon: bool
+
+
+class ChildEnded(Exception):
+    """A process that should run for ever has ended."""
+
+
+async def run_up(config: UpConfig) -> None:
+    """Until Ctrl-C or SIGTERM; children stop in reverse order. Agents go on under their keepers."""
+    tree = Branch("up")
+    async with open_children(stop_s=STOP_S) as children:
+        server = config.server
+        if server.database_url is None:
+            database = own_database(server)
+            await children.start(supervise, tree.child("postgres"), database.run, RestartPolicy())
+            server = replace(server, database_url=database.url)
+        async with open_database(server) as opened:
+            link = await _first_steps(opened, replace(config, server=server))
+        await children.start(
+            supervise, tree.child("server"), partial(_serve, server), RestartPolicy()
+        )
+        if config.with_daemon:
+            await children.start(supervise, tree.child("daemon"), _work, RestartPolicy())
+        _greet(server, link, await find_clis(os.environ.get("PATH", os.defpath)))
+        await trio.sleep_forever()
+
+
+async def _first_steps(database: Database, config: UpConfig) -> str:
+    """A user, keys for this machine, and the one-time link; what is there already stays."""
+    user, workspace = await people.first_user(
+        database, name=os.environ.get("USER", "me"), email="me@localhost"
+    )
+    if config.repository is not None:
+        await people.set_repository(database, workspace.id, config.repository)
+    await _keep_keys(database, config.server.address, user, workspace)
+    code = await tokens.create(database, "login", Owner(user_id=user.id), valid_s=LINK_S)
+    return f"{config.server.address}/login/{code}"
+
+
+async def _keep_keys(database: Database, address: str, user: User, workspace: Workspace) -> None:
+    known = credentials.load()
+    owner = Owner(user_id=user.id, workspace_id=workspace.id)
+    key, machine = known.key, known.machine
+    if key is None or await tokens.find(database, key) is None:
+        key = await tokens.create(database, "personal", owner, name="this machine")
+    if machine is None or await tokens.find(database, machine.key) is None:
+        secret = await tokens.create(database, "daemon", owner, name="this machine")
+        machine = MachineKey(server=address, key=secret, workspace_id=str(workspace.id))
+    machine = msgspec.structs.replace(machine, server=address)
+    credentials.save(Credentials(server=address, key=key, machine=machine))
+
+
+async def _serve(config: ServerConfig, *, task_status: trio.TaskStatus[None]) -> None:
+    assert config.database_url is not None
+    arguments = ["serve", "--host", config.host, "--port", str(config.port)]
+    environment = {"DATABASE_URL": config.database_url}
+    await _run_child(arguments, environment, partial(_wait_answers, config), task_status)
+
+
+async def _work(*, task_status: trio.TaskStatus[None]) -> None:
+    await _run_child(["daemon", "run"], {}, trio.lowlevel.checkpoint, task_status)
+
+
+async def _run_child(
+    arguments: list[str],
+    environment: dict[str, str],
+    wait_ready: Callable[[], Awaitable[object]],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """A process of ours as a service. It ends with us, however we end: stdin tells it."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "understudy", *arguments],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **environment, VARIABLE: "1"},
+        start_new_session=True,  # Ctrl-C in the terminal is for us; we tell it.
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_raise_end, process, arguments[0], task_status)
+            await wait_ready()
+            task_status.started()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _raise_end(process: trio.Process, name: str, task_status: trio.TaskStatus[None]) -> None:
+    code = await process.wait()
+    if code == EXIT_CANNOT_START:
+        raise CannotStart(f"understudy {name} could not start")
+    raise ChildEnded(f"understudy {name} ended with status {code}")
+
+
+async def _end(process: trio.Process) -> None:
+    process.send_signal(signal.SIGTERM)
+    with trio.move_on_after(CHILD_STOP_S):
+        await process.wait()
+        return
+    process.kill()
+    await process.wait()
+
+
+async def _wait_answers(config: ServerConfig) -> None:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        with trio.move_on_after(READY_S):
+            while True:
+                try:
+                    answer = await http.get(f"{config.address}/api/health")
+                except httpx2.TransportError:
+                    await trio.sleep(POLL_S)
+                    continue
+                if answer.is_success:
+                    return
+                await trio.sleep(POLL_S)
+    raise ChildEnded(f"the server did not answer within {READY_S:.0f} s")
+
+
+def _greet(config: ServerConfig, link: str, found: list[Found]) -> None:
+    click.echo(f"\n  Understudy is at {config.address}\n\n  Log in once with: {link}\n")
+    for each in found:
+        state = each.problem or f"{each.version} {each.executable}".strip()
+        click.echo(f"  {each.provider:<10} {state}")
+    click.echo("\n  Ctrl-C stops the server and the daemon; agents at work go on.\n")
