@@ -45,7 +45,7 @@ class Binaries:
 def find_binaries(preferred: int | None = None) -> Binaries:
     """The first there are, of major version `preferred` if possible. `PG_BINDIR` goes first."""
     if named := os.environ.get("PG_BINDIR"):
-        if binaries := inspect(Path(named)):
+        if binaries := inspect(Path(named).absolute()):
             return binaries
         raise NoBinaries(
             f"PG_BINDIR is {named}, which holds no postgres and initdb of version {MAJOR_MIN}"
@@ -129,7 +129,7 @@ def _system_directories() -> Iterator[Path]:
 
 
 def _number_in(directory: Path) -> int:
-    return max(map(int, re.findall(r"\d+", str(directory))), default=0)
+    return max(map(int, re.findall(r"\d+", directory.parent.name)), default=0)
 
 
 def _wheel_directories() -> list[Path]:

@@ -128,12 +128,13 @@ class Cluster:
         return "Mend what it complains of, or set DATABASE_URL to use another server."
 
     def remove_socket_directory(self) -> None:
-        """Ours to remove where it is not below our own directory."""
-        if self.socket_directory.parent != self.directory:
+        """Where it had to be outside of our own directory."""
+        path = _socket_directory(self.directory)
+        if path.parent != self.directory:
             try:
-                self.socket_directory.rmdir()
+                path.rmdir()
             except OSError:
-                pass  # Somebody is starting the server again.
+                pass  # Somebody is starting the server again, or has removed it.
 
     def _runnable_binaries(self, account: Account | None) -> Binaries:
         binaries = self._matching_binaries()
@@ -247,7 +248,7 @@ def _run_as(
 def _can_run(binaries: Binaries, account: Account) -> bool:
     try:
         return _run_as(account, f"{binaries.directory}/postgres", "--version") == 0
-    except PermissionError:
+    except OSError:
         return False
 
 

@@ -79,7 +79,7 @@ def _become_owner_of(data: Path) -> None:
 
 def _start(lock: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Every process of the server inherits the lock: it is free when the last of them is gone."""
-    child = subprocess.Popen(command, pass_fds=[lock], env=ENVIRONMENT, start_new_session=True)
+    child = subprocess.Popen(command, pass_fds=[lock], env=ENVIRONMENT)
     os.close(lock)
     return child
 
@@ -87,7 +87,7 @@ def _start(lock: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
 def _leave_with(child: subprocess.Popen[bytes] | None, server: int, watchdog: int) -> NoReturn:
     if child is not None:
         child.wait()
-    fcntl.flock(server, fcntl.LOCK_EX)
+    fcntl.flock(server, fcntl.LOCK_SH)  # Shared: to look whether the server lives hinders nobody.
     # Before the other locks: who takes one of those next may count on posting its own watchdog.
     fcntl.flock(watchdog, fcntl.LOCK_UN)
     os._exit(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from psycopg import sql
 
 from understudy.store.binaries import Binaries
 from understudy.store.embedded import EmbeddedServer
+from understudy.store.watchdog import read_postmaster
 
 HASTY: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 _numbers = itertools.count(1)
@@ -43,3 +46,11 @@ def throwaway_database(server: EmbeddedServer) -> Iterator[str]:
         drop = sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
         with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
             connection.execute(drop)
+
+
+def kill_server(server: EmbeddedServer) -> None:
+    """`kill -9`; returns when no process of it is left. `server.start()` mends it."""
+    postmaster = read_postmaster(server.directory)
+    assert postmaster is not None
+    os.kill(postmaster.pid, signal.SIGKILL)
+    server.wait_death()
