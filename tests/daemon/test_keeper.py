@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from understudy.daemon.spool import Spool
 
 STUBBORN = """
 trap '' INT TERM HUP
-echo up
+echo up $$
 while :; do sleep 0.2; done
 """
 
@@ -200,6 +201,36 @@ async def test_stop_leaves_nothing_of_the_tree(runs: Runs, script: str) -> None:
     assert processes.marked(kept.spec().run) == []
 
 
+async def test_tool_that_dropped_the_mark_is_found_below_the_keeper(runs: Runs) -> None:
+    """R7.2: re-parented to a subreaper, it is still a descendant."""
+    (runs.root / "stubborn").write_text(STUBBORN)
+    kept = await runs.start("(env -i PATH=$PATH setsid sh stubborn &); exec sleep 600")
+    await wait_output(kept, "up")
+    tool = processes.identify(int(output(kept).split()[1]))
+    assert tool is not None
+    assert tool not in processes.marked(kept.spec().run)
+    try:
+        await kept.stop("cancelled")
+        await wait_over(kept)
+        assert processes.identify(tool.pid) != tool
+    finally:
+        processes.send([tool], signal.SIGKILL)
+
+
+async def test_what_an_earlier_keeper_of_the_run_lost_is_swept_too(runs: Runs) -> None:
+    """R7.2: by its mark, since it is nobody's descendant any more."""
+    spec = runs.spec("exit 0")
+    with leftover(spec.run) as lost:
+        record = await wait_over(await spawn_keeper(runs.directory(spec), spec))
+        assert record.swept == ["sleep"]
+        assert lost.wait(30) == -signal.SIGTERM
+
+
+def leftover(run: str) -> subprocess.Popen[bytes]:
+    path = {"PATH": os.environ["PATH"]}
+    return subprocess.Popen(["sleep", "600"], env=path | {processes.MARKER: run})
+
+
 async def test_stop_asks_then_tells_then_kills(runs: Runs) -> None:
     """R7.2"""
     kept = await runs.start(
@@ -224,7 +255,7 @@ async def test_interrupt_frame_comes_before_any_signal(runs: Runs) -> None:
 async def test_first_reason_to_stop_stands(runs: Runs) -> None:
     kept = await runs.start("echo up; sleep 600")
     await kept.stop("cancelled")
-    with pytest.raises(KeeperGone):
+    with pytest.raises(KeeperGone), trio.fail_after(30):
         while True:
             await kept.stop("changed_my_mind")
     assert (await wait_over(kept)).why == "cancelled"
@@ -303,7 +334,7 @@ async def test_second_keeper_refuses_a_run_that_has_one(runs: Runs) -> None:
     kept = await runs.start("echo up; sleep 600")
     with pytest.raises(KeeperFailed, match="is kept"):
         await spawn_keeper(kept.run_dir, kept.spec())
-    assert await kept_module._start(kept.run_dir) == "another keeper holds the lock"
+    assert await kept_module._start(kept.run_dir, ()) == "another keeper holds the lock"
     assert output(kept) == "up\n"
 
 
@@ -317,13 +348,13 @@ async def test_no_run_is_started_twice(runs: Runs, *, lost: bool) -> None:
         await kept.close_stdin()
     with trio.fail_after(30):
         await kept.wait_exit()
-    assert await kept_module._start(kept.run_dir) == "this run was started before"
+    assert await kept_module._start(kept.run_dir, ()) == "this run was started before"
     assert output(kept) == "up\n"
 
 
 async def test_frame_sent_twice_is_written_once(runs: Runs) -> None:
     """R8.1: numbered frames."""
-    kept = await runs.start("cat", stdin="zero\n")
+    kept = await runs.start("cat; echo end; exec sleep 600", stdin="zero\n")
     assert (await kept.write(1, "one\n")).next_n == 2
     assert (await kept.write(1, "one\n")).next_n == 2
     with pytest.raises(KeeperRefused, match="the next is 2"):
@@ -331,8 +362,19 @@ async def test_frame_sent_twice_is_written_once(runs: Runs) -> None:
     await kept.close_stdin()
     with pytest.raises(KeeperRefused, match="closed"):
         await kept.write(2, "two\n")
-    await wait_over(kept)
-    assert output(kept) == "zero\none\n"
+    await wait_output(kept, "end")
+    assert output(kept) == "zero\none\nend\n"
+    assert kept.frames() == ["zero\n", "one\n"]
+
+
+async def test_frame_without_room_on_the_disk_is_refused_whole(runs: Runs) -> None:
+    kept = await runs.start("cat", stdin="zero\n")
+    keeper, no_limit = kept.state().keeper_pid, resource.RLIM_INFINITY
+    resource.prlimit(keeper, resource.RLIMIT_FSIZE, (50, no_limit))
+    with pytest.raises(KeeperRefused, match="no space left"):
+        await kept.write(1, "x" * 100 + "\n")
+    resource.prlimit(keeper, resource.RLIMIT_FSIZE, (no_limit, no_limit))
+    await kept.write(1, "one\n")
     assert kept.frames() == ["zero\n", "one\n"]
 
 
@@ -408,8 +450,7 @@ async def test_exit_waits_for_room_on_the_disk(runs: Runs) -> None:
     obstacle = kept.run_dir / f"{rundir.EXIT}.new"
     obstacle.mkdir()
     await kept.close_stdin()
-    await wait_until(lambda: not processes.marked(kept.spec().run))
-    assert kept.look() is Standing.KEPT
+    await wait_until(lambda: "cannot write the exit" in (kept.run_dir / rundir.LOG).read_text())
     obstacle.rmdir()
     assert (await wait_over(kept)).why == "exited"
 

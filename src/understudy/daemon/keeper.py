@@ -180,7 +180,7 @@ class Keeper:
         finally:
             self._signal_tree(SIGKILL)  # Only a crash leaves anything here.
         self._record_exit(self.why)
-        Path(CONTROL).unlink()
+        Path(CONTROL).unlink(missing_ok=True)  # Who saw the exit may have removed all.
 
     def _live(self) -> None:
         write_record(Path(STATE), self._state(processes.identify(self.agent.pid)))
@@ -384,7 +384,9 @@ def _write_patiently(record: Exit, patience_s: float) -> None:
         try:
             write_record(Path(EXIT), record)
             return
-        except OSError:
+        except OSError as error:
+            with suppress(OSError):  # The log may lie on the same full disk.
+                sys.stderr.write(f"cannot write the exit: {error}\n")
             if time.monotonic() > give_up_at:
                 raise
             time.sleep(RECORD_AGAIN_S)

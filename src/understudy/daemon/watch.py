@@ -3,7 +3,7 @@
 `out` is looked at every 0.25 s while it grows and less and less often, down to every 2 s, while it
 does not. A file cannot be waited for without inotify, which wakes per write and is Linux's alone.
 Nothing hangs on the delay: the daemon reads the spool itself, `done` only starts a linger of ten
-seconds, and `spool_max` guards a disk, not a quota. An idle agent costs its keeper 30 µs in 2 s.
+seconds, and `spool_max` guards a disk, not a quota. An idle keeper takes 4 ms of CPU in 20 s.
 
 Run in the keeper, therefore standard library only.
 """
