@@ -10,9 +10,11 @@ from random import Random
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from understudy.store import session, transaction
 from understudy.store.connection import Connection, open_connection
+from understudy.store.errors import DatabaseUnavailable
 
 LIMIT_S = 60
 STORM = 150
@@ -235,6 +237,19 @@ async def test_an_unanswered_cancellation_breaks_the_connection(
     assert connection.broken
 
 
+async def test_who_is_cancelled_while_the_server_dies_hears_of_the_cancellation(
+    connection: Connection, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "GRACE_S", LIMIT_S)
+    async with trio.open_nursery() as nursery:
+        with frozen(connection):
+            await other.execute("select pg_terminate_backend($1)", connection.backend_pid)
+            nursery.start_soon(connection.execute, "select 1")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert connection.broken
+
+
 async def test_an_unanswered_commit_breaks_the_connection(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +270,23 @@ async def test_an_unanswered_rollback_breaks_the_connection(
         async with connection.transaction():
             stack.enter_context(frozen(connection))
             raise ZeroDivisionError
+    assert connection.broken
+
+
+async def test_a_rollback_that_gets_no_turn_breaks_the_connection(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take_the_turn() -> None:
+        with pytest.raises(DatabaseUnavailable):
+            await connection.execute("select pg_sleep(3600)")
+
+    monkeypatch.setattr(transaction, "ROLLBACK_S", 0.05)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ZeroDivisionError):
+            async with connection.transaction():
+                nursery.start_soon(take_the_turn)
+                await wait_all_tasks_blocked()
+                raise ZeroDivisionError
     assert connection.broken
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from understudy.store.connection import Connection, open_connection
 from understudy.store.dialling import open_session
@@ -242,9 +244,12 @@ async def test_statements_the_server_forgot_are_prepared_again(connection: Conne
 
 
 async def test_a_refusal_that_looks_like_a_changed_table_passes(connection: Connection) -> None:
-    refuse = "do $$ begin raise exception 'no' using errcode = '0A000'; end $$"
+    await connection.execute("create temp sequence executions")
+    refuse = """do $$ begin
+      perform nextval('executions'); raise exception 'no' using errcode = '0A000'; end $$"""
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="no"):
         await connection.execute(refuse)
+    assert await connection.fetchval("select nextval('executions')") == 2
 
 
 # Errors.
@@ -487,9 +492,9 @@ async def test_who_gives_up_the_queue_holds_nobody_up(
         await wait_until_busy(other, connection.backend_pid)
         async with trio.open_nursery() as impatient:
             impatient.start_soon(ask, 1)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             nursery.start_soon(ask, 2)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             impatient.cancel_scope.cancel()
     assert answers == [2]
 
@@ -599,8 +604,16 @@ async def test_a_listener_hears_that_the_server_is_gone(
     await connection.listen("silence")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         await kill(other, connection)
+
+
+def is_open(fileno: int) -> bool:
+    try:
+        os.fstat(fileno)
+    except OSError:
+        return False
+    return True
 
 
 async def test_close_wakes_who_waits(connection: Connection, other: Connection) -> None:
@@ -608,20 +621,34 @@ async def test_close_wakes_who_waits(connection: Connection, other: Connection) 
         with pytest.raises(DatabaseUnavailable):
             await connection.execute("select pg_sleep(3600)")
 
+    fileno = connection._session.pgconn.socket
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await wait_until_busy(other, connection.backend_pid)
         connection.close()
     assert connection.closed
     assert not connection.broken
+    assert not is_open(fileno)
 
 
-async def test_close_ends_the_session_on_the_server(
+async def test_close_during_a_copy_frees_the_socket_as_the_copy_is_left(
+    connection: Connection,
+) -> None:
+    fileno = connection._session.pgconn.socket
+    endless = "copy (select generate_series(1, 1000000000)) to stdout"
+    async with aclosing(connection.copy_out(endless)) as lines:
+        await anext(lines)
+        connection.close()
+    assert not is_open(fileno)
+
+
+async def test_close_ends_the_session_and_frees_the_socket(
     connection: Connection, other: Connection
 ) -> None:
-    pid = connection.backend_pid
+    pid, fileno = connection.backend_pid, connection._session.pgconn.socket
     connection.close()
     connection.close()
+    assert not is_open(fileno)
     await wait_until_gone(other, pid)
 
 

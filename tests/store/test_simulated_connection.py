@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import psycopg
 import pytest
@@ -74,6 +75,12 @@ def trace(dsn: str, seed: int) -> list[int]:
 def test_a_seed_replays_its_interleaving_and_another_differs(dsn: str) -> None:
     assert trace(dsn, seed=1) == trace(dsn, seed=1)
     assert len({tuple(trace(dsn, seed=seed)) for seed in range(5)}) > 1
+
+
+def test_tasks_alternate_between_statements(dsn: str) -> None:
+    order = trace(dsn, seed=1)
+    turns = sum(before != after for before, after in pairwise(order))
+    assert turns > TASKS - 1
 
 
 async def test_a_lock_that_is_held_is_an_error_at_once(dsn: str, autojump_clock: MockClock) -> None:

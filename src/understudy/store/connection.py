@@ -28,7 +28,14 @@ from understudy.store.statements import Statement, StatementCache, means_outdate
 from understudy.store.transaction import Transaction
 from understudy.store.waits import SocketWaits, Waits
 
-__all__ = ["Connection", "DatabaseUnavailable", "Notification", "Record", "Value"]
+__all__ = [
+    "Connection",
+    "DatabaseUnavailable",
+    "Notification",
+    "Record",
+    "Value",
+    "open_connection",
+]
 
 PRODUCTION: Final = SocketWaits()
 NO_OPTIONS: Final[Mapping[str, str]] = MappingProxyType({})

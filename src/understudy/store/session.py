@@ -13,7 +13,8 @@ exchange is still seen through, shielded and within a limit, and its answer deci
   happened, and the next statement raises `trio.Cancelled`.
 - Then the server is asked to stop, over a connection of its own as the protocol wants, and the
   answer is read. "Canceling statement" means that it was not executed: `trio.Cancelled`.
-- No answer within `STOP_S`: what happened is unknown. The session is abandoned.
+- No answer within `STOP_S`, or the connection is lost: what happened is unknown. The session is
+  abandoned and `trio.Cancelled` raised.
 
 Hence the contract: *a statement that returned was executed; one that raised `trio.Cancelled` was
 not, or the connection is `broken`.* A COMMIT that was sent is waited for and never asked to stop.
@@ -80,13 +81,13 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and self._is_in_doubt(error):
+        if error and self._is_in_doubt():
             self.abandon()
         self._end_turn()
-        if self.closed and isinstance(error, psycopg.Error):
+        if isinstance(error, psycopg.errors.QueryCanceled) or (error and self.closed):
+            await trio.lowlevel.checkpoint_if_cancelled()  # Who was cancelled hears that first.
+        if isinstance(error, psycopg.Error) and self.closed:
             raise DatabaseUnavailable(str(error)) from error
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            await trio.lowlevel.checkpoint_if_cancelled()  # By our own scope: say so.
 
     async def command(self, sql: bytes) -> bytes:
         """By the simple protocol: statements without arguments; the tag of the last."""
@@ -180,13 +181,11 @@ class Session:
         await self.stop_server()
         return await self.serve(steps, Ready.NONE)
 
-    def _is_in_doubt(self, error: BaseException) -> bool:
-        """Whether the connection is lost, about to be, or out of step with the server."""
+    def _is_in_doubt(self) -> bool:
+        """Whether the connection is lost or out of step with the server."""
         return (
-            self.closed
-            or self.pgconn.status != pq.ConnStatus.OK
+            self.pgconn.status != pq.ConnStatus.OK
             or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
-            or (isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "FATAL")
         )
 
     def _end_turn(self) -> None:

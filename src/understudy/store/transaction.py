@@ -53,7 +53,7 @@ class Transaction:
 
     async def _roll_back(self) -> None:
         """Shielded and limited. What cannot be rolled back is closed: the server then does it."""
-        if self._session.closed or not self._session.in_transaction:
+        if self._session.closed or self._session.is_idle:
             return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + ROLLBACK_S):
             try:
