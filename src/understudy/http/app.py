@@ -9,6 +9,7 @@ from quart_trio import QuartTrio
 
 from understudy.http import agents, daemon, errors, issues, login, socket, stream, system, tasks
 from understudy.http.calls import Desk
+from understudy.http.pages import pages
 from understudy.http.site import Site
 
 BODY_MAX: Final = 16 * 1024 * 1024
@@ -36,6 +37,7 @@ def create_app(site: Site) -> QuartTrio:
         issues.blueprint(site),
         tasks.blueprint(site),
         login.blueprint(site),
+        pages.blueprint(site),
     ):
         app.register_blueprint(routes)
 

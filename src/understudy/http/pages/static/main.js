@@ -1,0 +1,15 @@
+// What happens on every page. Each module minds one thing.
+
+import * as clock from "./clock.js";
+import * as events from "./events.js";
+import * as forms from "./forms.js";
+import * as parts from "./parts.js";
+import * as phone from "./phone.js";
+import * as transcript from "./transcript.js";
+
+clock.start();
+forms.start();
+phone.start();
+transcript.start();
+parts.start();
+events.start();

@@ -1,0 +1,120 @@
+"""What the pages ask and nobody else: the live run of each issue, and what runs have cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from understudy.core.records import Message, Task
+from understudy.store.connection import Record
+from understudy.store.database import Database, read
+
+SELECT: Final = """
+    select t.*, a.name as agent_name, r.device_name, i.title as issue_title,
+           w.issue_prefix || '-' || i.number as issue_key, said.message
+    from understudy.tasks t
+    join understudy.agents a on a.id = t.agent_id
+    join understudy.workspaces w on w.id = t.workspace_id
+    left join understudy.runtimes r on r.id = t.runtime_id
+    left join understudy.issues i on i.id = t.issue_id
+    left join lateral (
+      select jsonb_build_object('seq', m.seq, 'type', m.type, 'tool', m.tool,
+                                'content', left(m.content, 1000), 'input', m.input) as message
+      from understudy.task_messages m
+      where m.task_id = t.id and m.type in ('text', 'tool_use')
+      order by m.seq desc limit 1
+    ) said on t.status = 'running'
+"""
+
+# Of each issue that the board shows (store/issues.py) the task in flight, else the newest.
+LIVE: Final = """
+    select live.id from (
+      select id from understudy.issues where workspace_id = $1
+      order by updated_at desc, number desc limit 500) shown
+    cross join lateral (
+      select o.id from understudy.tasks o where o.issue_id = shown.id
+      order by array_position(array['running', 'dispatched', 'queued', 'deferred'], o.status),
+               o.created_at desc
+      limit 1) live
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A task with the names it is shown under; `said` is the last thing a running one told."""
+
+    task: Task
+    agent_name: str
+    device_name: str | None
+    issue_key: str | None
+    issue_title: str | None
+    said: Message | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a run has cost, over all models."""
+
+    fresh: int
+    cached: int
+    output: int
+
+
+async def now(database: Database) -> datetime:
+    """The time by which ages and durations on a page are counted: that of the rows themselves."""
+    found: datetime = await database.pool.fetchval("select understudy.now()")
+    return found
+
+
+async def live_runs(database: Database, workspace_id: UUID) -> dict[UUID, Run]:
+    """By issue: the run its card shows."""
+    rows = await database.pool.fetch(f"{SELECT} where t.id in ({LIVE})", workspace_id)
+    return {row["issue_id"]: _run(row) for row in rows}
+
+
+async def runs_of_issue(database: Database, issue_id: UUID, *, rows_max: int = 100) -> list[Run]:
+    """Newest first."""
+    rows = await database.pool.fetch(
+        f"{SELECT} where t.issue_id = $1 order by t.created_at desc limit $2", issue_id, rows_max
+    )
+    return [_run(row) for row in rows]
+
+
+async def active_runs(database: Database, workspace_id: UUID, *, rows_max: int = 500) -> list[Run]:
+    """What is in flight or waits, oldest first."""
+    rows = await database.pool.fetch(
+        f"""{SELECT} where t.workspace_id = $1
+            and t.status in ('deferred', 'queued', 'dispatched', 'running')
+            order by t.created_at limit $2""",
+        workspace_id,
+        rows_max,
+    )
+    return [_run(row) for row in rows]
+
+
+async def tokens_of_issue(database: Database, issue_id: UUID) -> dict[UUID, Tokens]:
+    """By task; a run that has reported nothing is not in it."""
+    rows = await database.pool.fetch(
+        "select u.task_id, sum(u.input_tokens + u.cache_write_tokens)::bigint as fresh,"
+        " sum(u.cache_read_tokens)::bigint as cached, sum(u.output_tokens)::bigint as output"
+        " from understudy.usage u join understudy.tasks t on t.id = u.task_id"
+        " where t.issue_id = $1 group by u.task_id",
+        issue_id,
+    )
+    return {row["task_id"]: Tokens(row["fresh"], row["cached"], row["output"]) for row in rows}
+
+
+def _run(row: Record) -> Run:
+    said = row["message"]
+    return Run(
+        task=read(row, Task),
+        agent_name=row["agent_name"],
+        device_name=row["device_name"] or None,
+        issue_key=row["issue_key"],
+        issue_title=row["issue_title"],
+        said=None if said is None else msgspec.convert(said, Message),
+    )
