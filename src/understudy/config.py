@@ -11,11 +11,16 @@ from typing import Final
 from understudy.core.leases import Leases
 
 PORT: Final = 7717
+ROOTS: Final = Path("/var/lib/understudy")
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where Understudy keeps its things on this machine: `UNDERSTUDY_HOME`, or `~/.understudy`."""
+    """Where Understudy keeps its things on this machine: `UNDERSTUDY_HOME`, or `~/.understudy`.
+
+    Root's is `/var/lib/understudy`: PostgreSQL does not run as root, and the account it runs under
+    cannot enter root's home directory.
+    """
 
     path: Path
 
@@ -23,7 +28,13 @@ class Home:
     def of(cls, environment: Mapping[str, str]) -> Home:
         if chosen := environment.get("UNDERSTUDY_HOME"):
             return cls(Path(chosen).expanduser().absolute())
+        if os.geteuid() == 0:
+            return cls(ROOTS)
         return cls(Path(environment.get("HOME") or "~").expanduser() / ".understudy")
+
+    def create(self) -> None:
+        """For others it can be passed through and not read: the database may be theirs."""
+        self.path.mkdir(mode=0o711, parents=True, exist_ok=True)
 
     @property
     def postgres(self) -> Path:

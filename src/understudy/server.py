@@ -105,7 +105,7 @@ class OwnDatabase:
 
 
 def own_database(config: ServerConfig) -> OwnDatabase:
-    config.home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.home.create()
     return OwnDatabase(EmbeddedServer(config.home.postgres))
 
 

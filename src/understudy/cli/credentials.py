@@ -44,6 +44,6 @@ def save(credentials: Credentials) -> Path:
     from understudy.daemon.files import replace_file
 
     path = home().credentials
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home().create()
     replace_file(path, msgspec.json.encode(credentials).decode())
     return path
