@@ -24,7 +24,6 @@ from understudy.http.serve import CannotListen, ServeConfig, open_listeners, ser
 from understudy.http.site import Site
 from understudy.parent import until_parent_ends
 from understudy.store import schema
-from understudy.store.binaries import DatabaseUnavailable as NoDatabase
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.embedded import EmbeddedServer
@@ -100,7 +99,7 @@ class OwnDatabase:
                 await nursery.start(run_postgres, self._server)
                 await trio.to_thread.run_sync(self._server.ensure_database, DATABASE)
                 task_status.started()
-        except* NoDatabase as group:
+        except* DatabaseUnavailable as group:
             raise CannotStart(str(sole(group))) from group
 
 

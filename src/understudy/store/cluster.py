@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import IO, Final, final
 
 from understudy.store import watchdog
-from understudy.store.binaries import Binaries, DatabaseUnavailable, copy_wheel, find_binaries
+from understudy.store.binaries import Binaries, copy_wheel, find_binaries
+from understudy.store.errors import DatabaseUnavailable
 
 PORT: Final = 5432  # Of the socket's name; nothing listens on the network.
 LOG_BYTES_MAX: Final = 10_000_000

@@ -36,8 +36,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from understudy.store import watchdog
-from understudy.store.binaries import Binaries, DatabaseUnavailable, NoBinaries, find_binaries
+from understudy.store.binaries import Binaries, NoBinaries, find_binaries
 from understudy.store.cluster import PORT, Cluster, make_own_directory
+from understudy.store.errors import DatabaseUnavailable
 from understudy.store.watchdog import open_lock, read_postmaster, try_lock
 
 START_S: Final = 120.0  # A server that was killed replays its log first.
