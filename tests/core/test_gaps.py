@@ -33,7 +33,8 @@ def test_every_committed_event_is_delivered_once_and_in_order(data: st.DataObjec
     open_ids: dict[int, int] = {}
     visible: set[int] = set()
     next_transaction = next_id = 1
-    for step in data.draw(st.lists(st.sampled_from(["begin", "commit", "roll", "read"]), max_size=60)):
+    steps = st.lists(st.sampled_from(["begin", "commit", "roll", "read"]), max_size=60)
+    for step in data.draw(steps):
         if step == "begin":
             open_ids[next_transaction] = next_id
             next_transaction, next_id = next_transaction + 1, next_id + 1

@@ -152,7 +152,7 @@ async def test_a_heartbeat_of_an_unknown_runtime_is_a_404(node: Node) -> None:
         (b"\xff\xfe", "JSON"),
         (b'{"claim_token": "no-uuid"}', "claim_token"),
         (b'{"claim_token": 5}', "claim_token"),
-        (b"{" + b"\"x\": " + b"[" * 100_000, "nested"),
+        (b'{"x": ' + b"[" * 100_000, "nested"),
         (b'{"claim_token": "\xff"}', "claim_token"),
     ],
 )

@@ -101,7 +101,7 @@ async def assign(
 async def set_status(
     database: Database, workspace_id: UUID, issue_id: UUID, status: str
 ) -> Assignment:
-    """Leaving the backlog starts the assigned agent (R10.1); ending an issue stops nothing (R7.5)."""
+    """Leaving the backlog starts its agent (R10.1); ending an issue stops nothing (R7.5)."""
     row = await database.pool.fetchrow(
         "select m.outcome, (m.task).* from understudy.set_issue_status($1, $2, $3, $4) m",
         workspace_id,
