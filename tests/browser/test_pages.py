@@ -252,6 +252,33 @@ async def test_a_tab_outlives_its_server_and_shows_what_it_missed(
             assert await page.script("window.was_never_reloaded")
 
 
+DRAG = """
+    (column => {
+        const carried = {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()};
+        const send = (where, kind) => where.dispatchEvent(new DragEvent(kind, carried));
+        send(document.querySelector('#card-UND-1'), 'dragstart');
+        send(column, 'dragover');
+        send(column, 'drop');
+    })
+"""
+
+
+async def test_a_card_that_is_dragged_to_another_column_stays_there(page: Page, node: Node) -> None:
+    await node.person.post("/api/issues", json={"title": "Write it down"})
+    await page.wait("document.querySelector('#column-todo #card-UND-1')")
+    await page.script(f"{DRAG}(document.querySelector('#column-done'))")
+    await page.wait("document.querySelector('#column-done #card-UND-1.is-closed')")
+    shown = await node.person.get("/api/issues/UND-1")
+    assert shown.json()["issue"]["status"] == "done"
+
+
+async def test_what_an_agent_has_in_hand_cannot_be_dragged(page: Page, node: Node) -> None:
+    await started(node)
+    await page.wait("document.querySelector('#column-in_progress #card-UND-1')")
+    await page.script(f"{DRAG}(document.querySelector('#column-done'))")
+    assert await page.script("document.querySelector('#column-in_progress #card-UND-1') !== null")
+
+
 async def test_a_new_machine_gets_a_command_to_copy(page: Page, node: Node) -> None:
     await page.goto(f"{node.address}/machines")
     await page.click(".head [data-opens=new-machine]")

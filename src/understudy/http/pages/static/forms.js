@@ -1,9 +1,8 @@
 // Forms and selects that call the JSON API, and say in their place what went wrong.
 
+import { call, toast } from "./calls.js";
 import { startCopying } from "./copying.js";
 import { refresh } from "./parts.js";
-
-const TOAST_MS = 6000;
 
 export function start() {
   startCopying();
@@ -89,20 +88,6 @@ function fields(form) {
   return told;
 }
 
-async function call(what, body) {
-  const [method, path] = what.split(" ");
-  try {
-    const headers = { "Content-Type": "application/json" };
-    const answer = await fetch(path, { method, headers, body: JSON.stringify(body) });
-    const told = await answer.json();
-    if (answer.status === 503) return { error: "The database is away. Nothing was lost; try again in a moment." };
-    if (answer.status === 401) return { error: "You are signed out. Open a new link from `understudy login`." };
-    return answer.ok ? told : { error: told.error ?? `The server said ${answer.status}.` };
-  } catch {
-    return { error: "The server cannot be reached. Nothing was lost; try again in a moment." };
-  }
-}
-
 // An error that names a field (`… - at `$.title``) belongs to that field too.
 function complain(form, error) {
   for (const field of form.elements) field.removeAttribute("aria-invalid");
@@ -113,14 +98,4 @@ function complain(form, error) {
     field.focus();
   }
   form.querySelector(".complaint").textContent = error;
-}
-
-function toast(words) {
-  document.querySelector(".toast")?.remove();
-  const note = document.createElement("p");
-  note.className = "toast";
-  note.setAttribute("role", "alert");
-  note.textContent = words;
-  document.body.append(note);
-  setTimeout(() => note.remove(), TOAST_MS);
 }

@@ -1,6 +1,7 @@
 // What happens on every page. Each module minds one thing.
 
 import * as clock from "./clock.js";
+import * as dragging from "./dragging.js";
 import * as events from "./events.js";
 import * as forms from "./forms.js";
 import * as parts from "./parts.js";
@@ -8,6 +9,7 @@ import * as phone from "./phone.js";
 import * as transcript from "./transcript.js";
 
 clock.start();
+dragging.start();
 forms.start();
 phone.start();
 transcript.start();

@@ -6,7 +6,7 @@ import { morph } from "./morph.js";
 import * as phone from "./phone.js";
 import * as transcript from "./transcript.js";
 
-const PAUSE_MS = 150; // Events come in bursts; one look is enough for all of them.
+const PAUSE_MS = 400; // Events come in bursts; one look is enough for all of them.
 const MOVE_MS = 260;
 
 const part = document.getElementById("part");
