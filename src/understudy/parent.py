@@ -13,8 +13,12 @@ VARIABLE: Final = "UNDERSTUDY_PARENT"
 """Set where stdin is a pipe that the parent holds open for as long as it lives."""
 
 
+def has_parent() -> bool:
+    return VARIABLE in os.environ
+
+
 async def until_parent_ends(main: Callable[[], Awaitable[None]]) -> None:
-    if VARIABLE not in os.environ:
+    if not has_parent():
         await main()
         return
     async with trio.open_nursery() as nursery:

@@ -55,11 +55,16 @@ def up(
 @DATABASE
 def serve(*, host: str, port: int, database_url: str | None) -> None:
     """A server node alone; several may share one DATABASE_URL."""
-    from understudy.cli.logs import log_to_stderr
+    from understudy.cli.logs import log_to_file, log_to_stderr
+    from understudy.parent import has_parent
     from understudy.server import run_node
     from understudy.supervisor import run_tree
 
-    log_to_stderr("INFO")
     home = credentials.home()
+    home.create()
+    if has_parent():  # The terminal is `up`'s.
+        log_to_file(home.path / "server.log")
+    else:
+        log_to_stderr("INFO")
     config = ServerConfig(home, host=host, port=port, database_url=database_url)
     sys.exit(run_tree(partial(run_node, config)))
