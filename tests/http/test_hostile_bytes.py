@@ -63,6 +63,7 @@ WITHOUT_UPGRADE: dict[str, bytes] = {
     "a query without a path": b"GET ?x HTTP/1.1\r\nhost: server\r\n\r\n",
     "a broken address as target": b"GET //[ HTTP/1.1\r\nhost: server\r\n\r\n",
     "a broken absolute target": b"GET http://[ HTTP/1.1\r\nhost: server\r\n\r\n",
+    "a broken host in the target": b"GET http://[/ HTTP/1.1\r\nhost: server\r\n\r\n",
     "percent signs": b"GET /%ff%00%zz HTTP/1.1\r\nhost: server\r\n\r\n",
     "a target of 60 KB": b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nhost: server\r\n\r\n",
     "a header of 60 KB": GET[:-2] + b"x: " + b"a" * 60_000 + b"\r\n\r\n",
@@ -302,7 +303,7 @@ def run_virtually(prefix: bytes, noise: list[bytes], *, wait_for_upgrade: bool) 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, database=None)
 @given(prefix=st.sampled_from(PREFIXES), noise=NOISE)
 def test_noise_after_a_promising_start_spares_everybody_else(
     prefix: bytes, noise: list[bytes]
@@ -310,7 +311,7 @@ def test_noise_after_a_promising_start_spares_everybody_else(
     run_virtually(prefix, noise, wait_for_upgrade=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, database=None)
 @given(noise=NOISE)
 def test_noise_on_a_websocket_spares_everybody_else(noise: list[bytes]) -> None:
     run_virtually(b"", noise, wait_for_upgrade=True)

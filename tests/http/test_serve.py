@@ -17,6 +17,7 @@ from quart import Response, request, websocket
 from quart_trio import QuartTrio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from understudy.http.connection import FAREWELL_S
 from understudy.http.serve import (
     CannotListen,
     LifespanFailed,
@@ -33,7 +34,7 @@ CONFIG = ServeConfig(
     head_s=20,
     send_s=10,
     graceful_s=5,
-    body_max_bytes=100_000,
+    body_max_bytes=60_000,
     websocket_message_max_bytes=100_000,
 )
 UPGRADE = (
@@ -61,6 +62,7 @@ def make_app(stopping: trio.Event, diary: Diary) -> QuartTrio:
     add_requests(app, diary)
     add_streams(app, stopping)
     add_websockets(app, stopping, diary)
+    add_trying_websockets(app, diary)
     return app
 
 
@@ -135,11 +137,27 @@ def add_websockets(app: QuartTrio, stopping: trio.Event, diary: Diary) -> None:
         finally:
             diary.websockets -= 1
 
+
+def add_trying_websockets(app: QuartTrio, diary: Diary) -> None:
     @app.websocket("/flood")
     async def flood() -> None:
         await websocket.accept()
         while True:
             await websocket.send("news")
+
+    @app.websocket("/chorus")
+    async def chorus() -> None:
+        async def sing() -> None:
+            while True:
+                await websocket.send(bytes(300_000))
+
+        await websocket.accept()
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(sing)
+        finally:
+            diary.events.append("silence")
 
     @app.websocket("/stubborn")
     async def stubborn() -> None:
@@ -248,6 +266,16 @@ async def test_a_peer_that_reads_nothing_is_cut(site: Site, autojump_clock: Mock
     await trio.sleep(CONFIG.send_s + 1)
     with pytest.raises(trio.BrokenResourceError):
         await stream.send_all(b"are you there?")
+
+
+async def test_many_who_send_to_a_peer_that_reads_nothing_wait_only_once(
+    site: Site, autojump_clock: MockClock
+) -> None:
+    """D3: each of them has to learn that the first one gave up."""
+    stream = await site.connect()
+    await stream.send_all(UPGRADE % b"/chorus")
+    await trio.sleep(CONFIG.send_s + 1)
+    assert site.diary.events == ["silence"]
 
 
 async def test_a_peer_that_reads_slowly_is_not_cut(site: Site, autojump_clock: MockClock) -> None:
@@ -536,6 +564,11 @@ async def test_http2_is_refused_and_its_upgrade_ignored(
     assert (await say(await site.connect(), get("/", h2c))).endswith(b"hello")
 
 
+async def test_a_target_may_name_the_host(site: Site, autojump_clock: MockClock) -> None:
+    absolute = get("http://anything/", b"connection: close\r\n")
+    assert (await say(await site.connect(), absolute)).endswith(b"hello")
+
+
 async def test_an_invalid_websocket_handshake_ends_the_connection(
     site: Site, autojump_clock: MockClock
 ) -> None:
@@ -594,7 +627,7 @@ async def test_a_client_in_memory_keeps_its_connection(
 
 
 async def bare_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """Answer, or crash, without a framework to catch it."""
+    """What no framework would do: crash, ignore its peer, answer before it has listened."""
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -603,25 +636,94 @@ async def bare_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCal
     assert scope["type"] == "http"
     if scope["path"] == "/crash":
         raise ZeroDivisionError
+    if scope["path"] == "/deaf":
+        await trio.sleep_forever()
+    if scope["path"] == "/dither":
+        await receive()
+        for _ in range(int(scope["query_string"])):
+            await trio.lowlevel.checkpoint()
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+@pytest.fixture
+async def bare_site(nursery: trio.Nursery) -> Site:
+    return await start(nursery, bare_app, trio.Event(), Diary())
+
+
 async def test_an_app_that_crashes_is_answered_for_with_500(
-    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    bare_site: Site, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site = await start(nursery, bare_app, trio.Event(), Diary())
     with caplog.at_level(logging.ERROR):
-        answer = await say(await site.connect(), get("/crash"))
+        answer = await say(await bare_site.connect(), get("/crash"))
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert caplog.messages == ["the app crashed on /crash"]
 
 
-async def test_a_connection_serves_thousands_of_requests(
-    nursery: trio.Nursery, autojump_clock: MockClock
+async def test_an_app_that_ignores_its_peers_leaving_is_cancelled(
+    bare_site: Site, autojump_clock: MockClock
 ) -> None:
-    site = await start(nursery, bare_app, trio.Event(), Diary())
-    stream = await site.connect()
+    stream = await bare_site.connect()
+    await stream.send_all(get("/deaf"))
+    await wait_all_tasks_blocked()
+    stream.reset()
+    await trio.sleep(FAREWELL_S + 1)
+    bare_site.stopping.set()
+    await bare_site.ended.wait()
+    assert trio.current_time() == FAREWELL_S + 1
+
+
+async def test_app_and_server_never_both_answer(
+    bare_site: Site, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The app answers while the server finds the body too long: whoever is first is heard."""
+    head = b"POST /dither?%d HTTP/1.1\r\nhost: server\r\ntransfer-encoding: chunked\r\n\r\n"
+    most = b"%x\r\n%b\r\n" % (CONFIG.body_max_bytes, bytes(CONFIG.body_max_bytes))
+    for steps in [0, 1, 2, 3] * 8:  # The schedule decides who is first.
+        answer = await say(await bare_site.connect(), head % steps + most + b"1\r\nx\r\n")
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert caplog.messages == []
+
+
+class BuggyStream(trio.abc.HalfCloseableStream):
+    """Stands for every crash that nobody has thought of."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise ZeroDivisionError
+
+    async def send_all(self, data: object) -> None: ...
+    async def wait_send_all_might_not_block(self) -> None: ...
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class BuggyListener(trio.abc.Listener[BuggyStream]):
+    def __init__(self) -> None:
+        self.accepted = 0
+
+    async def accept(self) -> BuggyStream:
+        if self.accepted == 3:
+            await trio.sleep_forever()
+        self.accepted += 1
+        return BuggyStream()
+
+    async def aclose(self) -> None: ...
+
+
+async def test_a_crash_in_a_connection_spares_the_others(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D1, whatever the crash may be."""
+    listener, stopping = BuggyListener(), trio.Event()
+    await nursery.start(partial(serve, bare_app, [listener], config=CONFIG, stopping=stopping))
+    await wait_all_tasks_blocked()
+    assert caplog.messages == ["a connection crashed"] * 3
+
+
+async def test_a_connection_serves_thousands_of_requests(
+    bare_site: Site, autojump_clock: MockClock
+) -> None:
+    stream = await bare_site.connect()
     for _ in range(1200):
         await stream.send_all(get("/"))
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 204 ")
@@ -638,6 +740,20 @@ async def test_an_app_that_cannot_start_fails_the_caller(autojump_clock: MockClo
         pytest.RaisesExc(LifespanFailed, match="no database"), flatten_subgroups=True
     ):
         await serve(app, [], config=CONFIG, stopping=trio.Event())
+
+
+async def test_an_app_that_cannot_end_is_left_behind(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def sticky(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await trio.sleep_forever()
+
+    site = await start(nursery, sticky, trio.Event(), Diary())
+    site.stopping.set()
+    with trio.fail_after(60):
+        await site.ended.wait()
 
 
 async def test_an_app_that_cannot_start_leaves_no_port_taken() -> None:

@@ -196,25 +196,23 @@ class BoundedWebsocket(WSStream):
     async def _handle_events(self) -> None:
         for event in self.connection.events():
             if isinstance(event, TextMessage | BytesMessage):
-                if not await self._take(event):
-                    return
+                await self._take(event)
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):  # Theirs, or wsproto's verdict on a bad frame.
                 await self._end(event.response())
 
-    async def _take(self, message: TextMessage | BytesMessage) -> bool:
+    async def _take(self, message: TextMessage | BytesMessage) -> None:
         try:
             self.buffer.extend(message)
         except FrameTooLargeError:
             # Closing is not enough: Hypercorn would go on collecting the rest of the message.
             await self._end(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
-            return False
+            return
         if message.message_finished:
             assert self.app_put is not None
             await self.app_put(self.buffer.to_message())
             self.buffer.clear()
-        return True
 
     async def _end(self, close: CloseConnection) -> None:
         await self._send_wsproto_event(close)

@@ -87,8 +87,6 @@ async def _serve_connections(
 
     async def run(stream: trio.abc.HalfCloseableStream) -> None:
         connection = Connection(stream, terms)
-        if stopping.is_set():  # Accepted, but its task comes too late to be stopped below.
-            connection.stop()
         connections.add(connection)
         try:
             await connection.run()

@@ -132,7 +132,6 @@ class Pipe:
     def __init__(self) -> None:
         self._chunks: deque[tuple[float, bytes]] = deque()  # An empty chunk is the end.
         self._size = 0
-        self._last_due = -inf
         self._is_ended = self._is_lost = self._is_reset = self._is_abandoned = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -166,8 +165,7 @@ class Pipe:
         return True
 
     def _append(self, data: bytes, due: float) -> None:
-        self._last_due = max(self._last_due, due)  # Nothing overtakes.
-        self._chunks.append((self._last_due, data))
+        self._chunks.append((due, data))
         self._size += len(data)
         self._changed.unpark_all()
 
