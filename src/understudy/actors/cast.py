@@ -11,7 +11,9 @@ import trio
 
 from understudy.actors import broadcast, runtime, task
 from understudy.actors.actor import Actor
+from understudy.actors.link import Link
 from understudy.actors.mailbox import ActorGone, Ref
+from understudy.actors.presence import Presence
 from understudy.actors.troupe import Troupe
 from understudy.actors.watermark import Watermark
 from understudy.core.leases import Leases
@@ -47,7 +49,7 @@ class Cast:
         self.leases = leases
         self.tail = tail
         self.news = news
-        self._places: dict[UUID, tuple[UUID, str]] = {}
+        self._presences: dict[UUID, Presence] = {}
         self._newest: WeakValueDictionary[UUID, Watermark] = WeakValueDictionary()
 
     async def run(
@@ -63,7 +65,8 @@ class Cast:
             await trio.sleep_forever()
 
     def _runtime_actor(self, identity: UUID) -> Actor[runtime.Message]:
-        return runtime.RuntimeActor(self.database, identity, self.leases)
+        presence = self._presences[identity]
+        return runtime.RuntimeActor(self.database, identity, self.leases, presence)
 
     def _task_actor(self, identity: UUID) -> Actor[task.Message]:
         return task.TaskActor(self.database, self.leases, self.newest(identity), self.committed)
@@ -74,8 +77,27 @@ class Cast:
 
     async def attend(self, row: Runtime) -> Ref[runtime.Message]:
         """See to it that a runtime has its actor, and is found when there is work for it."""
-        self._places[row.id] = (row.workspace_id, row.provider)
+        fresh = Presence(row.workspace_id, row.provider, row.last_seen_at, trio.current_time())
+        presence = self._presences.setdefault(row.id, fresh)
+        presence.seen_at = max(presence.seen_at, row.last_seen_at)
         return await self.runtimes.find(row.id)
+
+    async def attach(self, runtime_id: UUID, link: Link) -> None:
+        """The runtime takes tasks over this link from now on, or has more room there."""
+        if runtime_id not in self._presences:
+            row = await runtimes.find(self.database, runtime_id)
+            if row is None:
+                return
+            await self.attend(row)
+        presence = self._presences[runtime_id]
+        presence.link, presence.heard_at = link, trio.current_time()
+        await (await self.runtimes.find(runtime_id)).tell(runtime.Attached())
+
+    def detach(self, runtime_id: UUID, link: Link | None = None) -> None:
+        """It takes no more tasks over this link, or over any."""
+        presence = self._presences.get(runtime_id)
+        if presence is not None and (link is None or presence.link is link):
+            presence.link = None
 
     def committed(self, moved: Moved | None) -> None:
         """After a commit: the streams, and the runtimes for which something became claimable.
@@ -88,20 +110,21 @@ class Cast:
             self.wake(row)
 
     def wake(self, row: Task) -> None:
-        for runtime_id, place in list(self._places.items()):
-            if place == (row.workspace_id, row.provider):
-                if (actor := self.runtimes.get(runtime_id)) is None:
-                    del self._places[runtime_id]
-                else:
+        for runtime_id, presence in list(self._presences.items()):
+            if (presence.workspace_id, presence.provider) == (row.workspace_id, row.provider):
+                if (actor := self.runtimes.get(runtime_id)) is not None:
                     _hint(actor, runtime.MayHaveWork())
+                elif presence.link is None:
+                    del self._presences[runtime_id]
 
     def workspace_of(self, runtime_id: UUID) -> UUID | None:
         """Whose runtime it is, if this node looks after it."""
-        place = self._places.get(runtime_id)
-        return place[0] if place and self.runtimes.get(runtime_id) else None
+        presence = self._presences.get(runtime_id)
+        return presence.workspace_id if presence and self.runtimes.get(runtime_id) else None
 
     async def claim_one(self, runtime_id: UUID, *, tokened: bool) -> ClaimedTask | None:
         """For a runtime that polls. Raises `DatabaseUnavailable`."""
+        self.heard(runtime_id)
         answer = await self.runtimes.ask(runtime_id, lambda: runtime.Claim(tokened))
         if isinstance(answer, DatabaseUnavailable):
             raise answer
@@ -113,6 +136,7 @@ class Cast:
         """A sign of life; false if no actor stands for this runtime here."""
         if (actor := self.runtimes.get(runtime_id)) is None:
             return False
+        self._presences[runtime_id].heard_at = trio.current_time()
         _hint(actor, runtime.Heard())
         return True
 

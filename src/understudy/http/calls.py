@@ -19,6 +19,8 @@ from understudy.wire.text import decode_cleaned
 
 Handler: TypeAlias = Callable[[Machine, UUID, Any], Awaitable[object]]
 TOLD: Final = ("progress", "messages", "session", "usage", "complete", "fail")
+OFFLINE: Final = "its daemon says that it is offline"
+"""Without a problem the next heartbeat would bring it online."""
 NOBODY: Final = UUID(int=0)
 
 
@@ -113,9 +115,11 @@ class Desk:
         if not request.runtime_ids:
             raise invalid("runtime_ids is required")
         ids = [parse_id(each, "runtime_ids") for each in request.runtime_ids]
-        await runtimes.go_offline(
+        known = await runtimes.go_offline(
             self._database, ids, action="deregister", workspace_id=machine.workspace_id
         )
+        for runtime_id in known:
+            self._cast.detach(runtime_id)  # What is pushed now would wait for a dead daemon.
         self._cast.committed(None)
 
     async def _heartbeat(self, machine: Machine, _: UUID, request: wire.Heartbeat) -> None:
@@ -191,7 +195,7 @@ def _offers(request: wire.Register) -> list[runtimes.Offer]:
             device_info=f"{device} · {version}" if version else device,
             version=version,
             status="offline" if each.status.strip() == "offline" else "online",
-            problem=each.problem,
+            problem=each.problem or (OFFLINE if each.status.strip() == "offline" else None),
         )
     return list(offers.values())
 

@@ -10,7 +10,6 @@ import msgspec
 import trio
 from quart import Blueprint, Response, websocket
 
-from understudy.actors import runtime
 from understudy.actors.link import Link
 from understudy.actors.mailbox import ActorGone
 from understudy.http import auth
@@ -117,12 +116,9 @@ class Conversation:
         self._link.grant(credit.total)
         for runtime_id in set(credit.runtime_ids) & self._runtimes:
             try:
-                actor = await self._site.cast.runtimes.find(runtime_id)
-                await actor.tell(runtime.Attached(self._link))
+                await self._site.cast.attach(runtime_id, self._link)
             except (ActorGone, DatabaseUnavailable):
-                logger.warning(
-                    "runtime %s takes no tasks yet; the next heartbeat tells", runtime_id
-                )
+                logger.warning("runtime %s takes no tasks until it is heard again", runtime_id)
 
     async def _send_frames(self, connection: trio.CancelScope) -> None:
         async for frame in self._link.frames:
@@ -140,11 +136,7 @@ class Conversation:
         """No await in here: it runs when the connection is cancelled too."""
         self._link.close()
         for runtime_id in self._runtimes:
-            if (actor := self._site.cast.runtimes.get(runtime_id)) is not None:
-                try:
-                    actor.tell_nowait(runtime.Detached(self._link))
-                except (trio.WouldBlock, ActorGone):
-                    pass  # A closed link reserves nothing; the actor finds out when it pushes.
+            self._site.cast.detach(runtime_id, self._link)
 
 
 def _gathered(first: FromServer, frames: trio.MemoryReceiveChannel[FromServer]) -> list[FromServer]:

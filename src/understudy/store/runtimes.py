@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
@@ -92,11 +93,17 @@ async def _upsert(
 
 
 async def go_offline(
-    database: Database, runtime_ids: list[UUID], *, action: str, workspace_id: UUID | None = None
+    database: Database,
+    runtime_ids: list[UUID],
+    *,
+    action: str,
+    workspace_id: UUID | None = None,
+    seen_at: datetime | None = None,
 ) -> list[UUID]:
     """Mark online runtimes offline; the ids that are known (R4.5: the others are skipped).
 
-    One event for each workspace that is touched. `workspace_id` limits whose runtimes may be meant.
+    One event for each workspace that is touched. `workspace_id` limits whose runtimes may be meant,
+    `seen_at` to those that nobody, on any node, has registered since.
     """
     async with database.pool.transaction() as connection:
         rows = await connection.fetch(
@@ -104,6 +111,7 @@ async def go_offline(
             with known as (
               select id, workspace_id, status from understudy.runtimes
               where id = any($1) and ($2::uuid is null or workspace_id = $2)
+                and ($3::timestamptz is null or last_seen_at = $3)
               order by id for no key update
             ), gone as (
               update understudy.runtimes r
@@ -116,6 +124,7 @@ async def go_offline(
             """,
             runtime_ids,
             workspace_id,
+            seen_at,
         )
         for place in {row["workspace_id"] for row in rows if row["went"]}:
             ids = [str(row["id"]) for row in rows if row["went"] and row["workspace_id"] == place]
@@ -125,20 +134,27 @@ async def go_offline(
     return [row["id"] for row in rows]
 
 
-async def come_online(database: Database, runtime_id: UUID) -> None:
-    """A runtime that was taken for silent has been heard again."""
+async def come_online(database: Database, runtime_id: UUID) -> datetime | None:
+    """A runtime that was taken for silent has been heard again; when the row says it was seen.
+
+    None where the row stays as it is: it is online, or has a problem that was not repaired.
+    """
     async with database.pool.transaction() as connection:
         row = await connection.fetchrow(
             "update understudy.runtimes"
             " set status = 'online', offline_since = null, last_seen_at = understudy.now()"
-            " where id = $1 and status = 'offline' and problem is null returning workspace_id",
+            " where id = $1 and status = 'offline' and problem is null"
+            " returning workspace_id, last_seen_at",
             runtime_id,
         )
-        if row is not None:
-            await record(
-                connection, row["workspace_id"], "daemon:register",
-                {"action": "heard_again", "runtime_ids": [str(runtime_id)]},
-            )  # fmt: skip
+        if row is None:
+            return None
+        await record(
+            connection, row["workspace_id"], "daemon:register",
+            {"action": "heard_again", "runtime_ids": [str(runtime_id)]},
+        )  # fmt: skip
+        seen_at: datetime = row["last_seen_at"]
+        return seen_at
 
 
 async def find(database: Database, runtime_id: UUID) -> Runtime | None:

@@ -36,7 +36,7 @@ class Board:
         return await _register(self.database, self.workspace_id, daemon_id)
 
     async def agent(self, name: str, **fields: Any) -> Agent:  # noqa: ANN401  # CreateAgent's
-        wanted = CreateAgent(name=name, provider=PROVIDER, **fields)
+        wanted = CreateAgent(name=name, **{"provider": PROVIDER} | fields)
         return await agents.create(self.database, self.workspace_id, wanted)
 
     async def issue(self, title: str, **fields: Any) -> Issue:  # noqa: ANN401  # CreateIssue's
