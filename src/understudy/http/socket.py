@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 import trio
-from quart import Blueprint, Response, websocket
+from quart import Blueprint, Response, websocket, wrappers
 
 from understudy.actors.link import Link
 from understudy.actors.mailbox import ActorGone
@@ -39,7 +39,9 @@ SILENCE_S: Final = 45.0
 """A daemon is heard every 15 s; a missing pong is nowhere else noticed."""
 AT_WORK_MAX: Final = 200
 """Calls of one connection under way; beyond that its next frame waits."""
-GOING_AWAY, POLICY, RESTART = 1001, 1008, 1012
+GOING_AWAY, POLICY, FAILED, RESTART = 1001, 1008, 1011, 1012
+GONE: Final[type[Exception]] = getattr(wrappers, "ClientDisconnectedError", ConnectionError)
+"""What quart 0.23 raises when the client has left; 0.22 cancels."""
 
 
 def blueprint(site: Site, desk: Desk) -> Blueprint:
@@ -76,6 +78,11 @@ class Conversation:
                 nursery.start_soon(self._say_goodbye, nursery.cancel_scope)
                 await self._receive_frames(nursery)
                 nursery.cancel_scope.cancel()
+        except* GONE:
+            pass
+        except* Exception:
+            logger.exception("a daemon's connection failed")
+            await websocket.close(FAILED, "something broke here; it is logged")
         finally:
             self._detach()
 
