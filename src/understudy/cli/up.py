@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import click
-import httpx2
 import msgspec
 import trio
 
 from understudy.cli import credentials
+from understudy.cli.children import end_child, open_child, wait_answers
 from understudy.cli.credentials import Credentials, MachineKey
 from understudy.config import ServerConfig
 from understudy.core.records import User, Workspace
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.daemon.probe import Found, find_clis
-from understudy.parent import VARIABLE
 from understudy.server import open_database, own_database
 from understudy.store import people, tokens
 from understudy.store.database import Database
@@ -31,10 +27,8 @@ from understudy.store.tokens import Owner
 from understudy.supervisor import EXIT_CANNOT_START, open_children, supervise
 
 STOP_S: Final = 15.0
-CHILD_STOP_S: Final = 12.0
 READY_S: Final = 60.0
 LINK_S: Final = 15 * 60.0
-POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,12 +105,7 @@ async def _run_child(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """A process of ours as a service. It ends with us, however we end: stdin tells it."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "understudy", *arguments],
-        stdin=subprocess.PIPE,
-        env={**os.environ, **environment, VARIABLE: "1"},
-        start_new_session=True,  # Ctrl-C in the terminal is for us; we tell it.
-    )
+    process = await open_child(arguments, {**os.environ, **environment})
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_raise_end, process, arguments[0], task_status)
@@ -124,7 +113,7 @@ async def _run_child(
             task_status.started()
     finally:
         with trio.CancelScope(shield=True):
-            await _end(process)
+            await end_child(process)
 
 
 async def _raise_end(process: trio.Process, name: str, task_status: trio.TaskStatus[None]) -> None:
@@ -134,27 +123,10 @@ async def _raise_end(process: trio.Process, name: str, task_status: trio.TaskSta
     raise ChildEnded(f"understudy {name} ended with status {code}")
 
 
-async def _end(process: trio.Process) -> None:
-    process.send_signal(signal.SIGTERM)
-    with trio.move_on_after(CHILD_STOP_S):
-        await process.wait()
-        return
-    process.kill()
-    await process.wait()
-
-
 async def _wait_answers(config: ServerConfig) -> None:
-    async with httpx2.AsyncClient(trust_env=False) as http:
-        with trio.move_on_after(READY_S):
-            while True:
-                try:
-                    answer = await http.get(f"{config.address}/api/health")
-                except httpx2.TransportError:
-                    await trio.sleep(POLL_S)
-                    continue
-                if answer.is_success:
-                    return
-                await trio.sleep(POLL_S)
+    with trio.move_on_after(READY_S):
+        await wait_answers(config.address)
+        return
     raise ChildEnded(f"the server did not answer within {READY_S:.0f} s")
 
 
