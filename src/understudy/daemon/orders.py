@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator
 from typing import Final
+from uuid import uuid4
 
 from understudy.core.failures import FailureReason
+from understudy.daemon.backends import command, scripted
 from understudy.daemon.backends.backend import Launch, RunSpec
 from understudy.daemon.backends.providers import BACKENDS
-from understudy.daemon.briefs import Brief
+from understudy.daemon.briefs import LAST_RESORT, Brief
 from understudy.daemon.record import RunOrder
 from understudy.daemon.rundir import Spec
 from understudy.daemon.workshop import Workshop
@@ -16,6 +19,9 @@ from understudy.daemon.workspace import Order, WorkDir
 from understudy.wire.daemon import ClaimedTask
 
 OURS: Final = "UNDERSTUDY_"
+CEILING: Final = "GIT_CEILING_DIRECTORIES"
+# These read no file by themselves: their instructions come before the prompt.
+PROGRAMS: Final = frozenset({command.PROVIDER, scripted.PROVIDER})
 
 
 class Unfit(Exception):
@@ -60,7 +66,7 @@ def work_order(task: ClaimedTask) -> Order:
         brief=Brief(
             title=f"{issue.key}: {issue.title}" if issue else "A task",
             description=issue.description if issue else "",
-            instructions=task.agent.instructions,
+            instructions="" if task.provider in PROGRAMS else task.agent.instructions,
         ),
         created_at=task.created_at,
         repository=task.repos[0].url if task.repos else None,
@@ -75,32 +81,50 @@ def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
         prompt=prompt(task, work),
         work_dir=str(work.path),
         run_dir=str(workshop.run_dir(task.id)),
-        env=_environment(task, workshop.environment),
+        env=_environment(task, work, workshop),
         executable=found.executable if found else "",
         model=task.agent.model,
-        instructions=task.agent.instructions,
+        instructions="" if _reads_brief(task, work) else task.agent.instructions,
         custom_args=tuple(task.agent.custom_args),
         mcp_config=task.agent.mcp_config,
         resume=task.prior_session_id if resumes else None,
+        session_id=str(uuid4()),
     )
     return RunOrder(task=task, spec=spec, branch=work.branch, base_commit=work.base_commit)
 
 
+def _reads_brief(task: ClaimedTask, work: WorkDir) -> bool:
+    """By itself. What has to be asked for may go unread, so it cannot be all that an agent gets."""
+    return task.provider not in PROGRAMS and not _is_last_resort(work)
+
+
+def _is_last_resort(work: WorkDir) -> bool:
+    return work.brief is not None and work.brief.name == LAST_RESORT
+
+
 def prompt(task: ClaimedTask, work: WorkDir) -> str:
     """What the agent is asked, whole: its CLI may not read the brief by itself."""
-    if task.issue is None:
-        return task.trigger_comment_content or "Do what your instructions say."
-    parts = [f"{task.issue.key}: {task.issue.title}", task.issue.description]
-    if task.trigger_comment_content:
-        parts.append(f"The comment that called you:\n\n{task.trigger_comment_content}")
-    place = "You are in a directory of your own"
-    if work.branch:
-        place += f", a git worktree on branch {work.branch}: commit your work there"
-    parts.append(f"{place}. Your last message is posted as your comment on the issue.")
+    parts = [*_asked(task, work)]
+    if _is_last_resort(work):
+        parts.append(f"Read {LAST_RESORT} first: it is your brief.")
     return "\n\n".join(part for part in parts if part)
 
 
-def _environment(task: ClaimedTask, inherited: Mapping[str, str]) -> dict[str, str]:
+def _asked(task: ClaimedTask, work: WorkDir) -> Iterator[str]:
+    if task.issue is None:
+        yield task.trigger_comment_content or "Do what your instructions say."
+        return
+    yield f"{task.issue.key}: {task.issue.title}"
+    yield task.issue.description
+    if task.trigger_comment_content:
+        yield f"The comment that called you:\n\n{task.trigger_comment_content}"
+    place = "You are in a directory of your own"
+    if work.branch:
+        place += f", a git worktree on branch {work.branch}: commit your work there"
+    yield f"{place}. Your last message is posted as your comment on the issue."
+
+
+def _environment(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> dict[str, str]:
     """The machine's, without the daemon's own settings (R9.5), with the agent's and the task's."""
     issue = task.issue
     told = {
@@ -109,7 +133,11 @@ def _environment(task: ClaimedTask, inherited: Mapping[str, str]) -> dict[str, s
         "UNDERSTUDY_ISSUE_TITLE": issue.title if issue else "",
         "UNDERSTUDY_AGENT": task.agent.name,
     }
-    kept = {name: value for name, value in inherited.items() if not name.startswith(OURS)}
+    inherited = workshop.environment.items()
+    kept = {name: value for name, value in inherited if not name.startswith(OURS)}
+    if work.branch is None:  # Then no repository above the directory is the agent's own.
+        ceilings = [str(workshop.repositories.root), *filter(None, [kept.get(CEILING)])]
+        kept[CEILING] = os.pathsep.join(ceilings)
     return {**kept, **task.agent.custom_env, **told}
 
 

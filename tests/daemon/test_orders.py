@@ -1,0 +1,149 @@
+"""What an agent is told and given, from what the server says of its task."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from understudy.config import DaemonConfig
+from understudy.core.leases import Leases
+from understudy.core.lifecycle import Move, Status
+from understudy.core.records import Priority
+from understudy.daemon.link import Link, dial
+from understudy.daemon.orders import run_order, work_order
+from understudy.daemon.outbox import Outbox
+from understudy.daemon.record import RunOrder
+from understudy.daemon.slots import Slots
+from understudy.daemon.workshop import Workshop
+from understudy.daemon.workspace import WorkDir, prepare
+from understudy.testing.desk import Clone, Desk
+from understudy.wire.daemon import AgentBrief, ClaimedTask, IssueBrief, Repository
+
+INSTRUCTIONS = "Speak like a pirate."
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def workshop(desk: Desk, tmp_path: Path) -> Iterator[Workshop]:
+    config = DaemonConfig(tmp_path, "http://127.0.0.1:1", "key", str(desk.ids["workspace"]))
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        yield Workshop(
+            workspace_id=config.workspace_id,
+            runs=tmp_path / "runs",
+            link=Link(dial(config), heartbeat_s=15.0, dice=Random(7)),
+            outbox=outbox,
+            repositories=desk.repositories,
+            slots=Slots(1),
+            leases=Leases(),
+            environment=desk.env,
+        )
+
+
+def claimed(desk: Desk, provider: str, repository: Clone | None = None) -> ClaimedTask:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    agent_id, issue_id = desk.ids["agent"], desk.ids["issue"]
+    return ClaimedTask(
+        id=uuid.uuid4(),
+        agent_id=agent_id,
+        issue_id=issue_id,
+        workspace_id=desk.ids["workspace"],
+        provider=provider,
+        status=Status.DISPATCHED,
+        move=Move.CLAIM,
+        trigger="assign",
+        priority=Priority.NONE,
+        attempt=1,
+        max_attempts=2,
+        created_at=at,
+        claim_token=uuid.uuid4(),
+        claim_expires_at=at,
+        agent=AgentBrief(id=agent_id, name="Nia", instructions=INSTRUCTIONS),
+        issue=IssueBrief(id=issue_id, key="UND-7", title="Fix the login page"),
+        repos=[Repository(url=str(repository.path))] if repository else [],
+    )
+
+
+async def ordered(task: ClaimedTask, workshop: Workshop) -> tuple[RunOrder, WorkDir]:
+    work = await prepare(work_order(task), workshop.repositories)
+    work.claim.close()
+    return run_order(task, work, workshop), work
+
+
+@pytest.mark.parametrize("provider", ["claude", "command", "scripted"])
+async def test_instructions_are_given_once(desk: Desk, workshop: Workshop, provider: str) -> None:
+    """R8.7: in the file that the CLI reads by itself, or to the program with its prompt."""
+    order, work = await ordered(claimed(desk, provider, desk.repository()), workshop)
+    assert work.brief is not None
+    told = [work.brief.read_text(), order.spec.instructions, order.spec.prompt]
+    assert sum(text.count(INSTRUCTIONS) for text in told) == 1
+    assert (INSTRUCTIONS in work.brief.read_text()) == (provider == "claude")
+
+
+async def test_a_brief_that_no_cli_looks_for_is_named_in_the_prompt(
+    desk: Desk, workshop: Workshop
+) -> None:
+    """R8.7"""
+    order, _ = await ordered(claimed(desk, "claude"), workshop)
+    assert "UNDERSTUDY.md" not in order.spec.prompt
+    user = desk.repository()
+    for name in ("CLAUDE.md", "CLAUDE.local.md"):
+        user.commit(name, "the user's own\n")
+    task = claimed(desk, "claude", user)
+    order, work = await ordered(task, workshop)
+    assert work.brief == work.path / "UNDERSTUDY.md"
+    assert "UNDERSTUDY.md" in order.spec.prompt
+    assert order.spec.instructions == INSTRUCTIONS, "heard even if it does not read"
+    task = msgspec.structs.replace(task, id=uuid.uuid4(), issue=None, issue_id=None)
+    order, _ = await ordered(task, workshop)
+    assert "UNDERSTUDY.md" in order.spec.prompt
+
+
+async def test_a_directory_without_a_repository_is_part_of_no_other(
+    desk: Desk, workshop: Workshop
+) -> None:
+    """Else `git commit -a` of an agent would commit what its user has left lying around."""
+    outer = desk.clone(desk.directory)
+    outer.git("init", "--quiet")
+    order, work = await ordered(claimed(desk, "scripted"), workshop)
+    nested = work.path / "nested"
+    nested.mkdir()
+    assert is_in_repository(nested, desk.env)
+    assert not is_in_repository(work.path, order.spec.env)
+    assert not is_in_repository(nested, order.spec.env)
+    desk.clone(work.path).git("init", "--quiet")
+    assert is_in_repository(nested, order.spec.env)
+
+
+def is_in_repository(directory: Path, env: Mapping[str, str]) -> bool:
+    command = ["git", "rev-parse", "--git-dir"]
+    return subprocess.run(command, cwd=directory, env=env, check=False).returncode == 0
+
+
+async def test_a_users_own_ceiling_stays(desk: Desk, workshop: Workshop) -> None:
+    own = {"GIT_CEILING_DIRECTORIES": "/mnt/slow"}
+    order, _ = await ordered(
+        claimed(desk, "scripted"), replace(workshop, environment={**desk.env, **own})
+    )
+    root = desk.repositories.root
+    assert order.spec.env["GIT_CEILING_DIRECTORIES"] == f"{root}:/mnt/slow"
+    order, _ = await ordered(claimed(desk, "scripted", desk.repository()), workshop)
+    assert "GIT_CEILING_DIRECTORIES" not in order.spec.env
+
+
+async def test_each_launch_has_a_session_of_its_own(desk: Desk, workshop: Workshop) -> None:
+    """R5.8: known before the program starts, and never used twice: Claude Code would refuse."""
+    task = claimed(desk, "claude")
+    orders = [(await ordered(task, workshop))[0] for _ in range(2)]
+    assert len({uuid.UUID(str(order.spec.session_id)) for order in orders}) == 2
