@@ -125,7 +125,10 @@ class Conversation:
             try:
                 await self._site.cast.attach(runtime_id, self._link)
             except (ActorGone, DatabaseUnavailable):
-                logger.warning("runtime %s takes no tasks until it is heard again", runtime_id)
+                logger.warning(
+                    "runtime %s could not be attached: its daemon tries again", runtime_id
+                )
+                self._link.close()
 
     async def _send_frames(self, connection: trio.CancelScope) -> None:
         async for frame in self._link.frames:
