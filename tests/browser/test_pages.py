@@ -231,25 +231,56 @@ async def serving(dsn: str, port: int) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_tab_outlives_its_server_and_shows_what_it_missed(
-    devtools: str, dsn: str, database: Database, nursery: trio.Nursery
-) -> None:
-    """R11.4: nothing is missed over a reconnection."""
-    board = await Board.set_up(database)
-    words_of_sign = "document.querySelector('#connection').innerText"
+@asynccontextmanager
+async def cut_off(devtools: str, dsn: str, board: Board) -> AsyncIterator[tuple[Page, int]]:
+    """A signed-in tab, and the port at which its server was until a moment ago."""
     async with open_page(devtools) as page:
         async with serving(dsn, 0) as port:
-            code = await tokens.create(
-                database, "login", Owner(user_id=board.user_id), valid_s=LINK_S
-            )
+            owner = Owner(user_id=board.user_id)
+            code = await tokens.create(board.database, "login", owner, valid_s=LINK_S)
             await page.goto(f"http://127.0.0.1:{port}/login/{code}")
             await page.wait(LIVE)
             await page.script("window.was_never_reloaded = true")
-        await page.wait(f"{words_of_sign} === 'reconnecting'")
+        await page.wait("document.querySelector('#connection').innerText === 'reconnecting'")
+        yield page, port
+
+
+async def test_a_tab_outlives_its_server_and_shows_what_it_missed(
+    devtools: str, dsn: str, database: Database, nursery: trio.Nursery
+) -> None:
+    """R11.4: nothing is missed over a reconnection; not even what has no event, a new agent."""
+    board = await Board.set_up(database)
+    async with cut_off(devtools, dsn, board) as (page, port):
+        await board.agent("Otto")
+        async with serving(dsn, port):
+            choice = "document.querySelector('#new-issue').textContent"
+            await page.wait(f"{LIVE} && {choice}.includes('Otto')")
         await board.issue("Meanwhile")
         async with serving(dsn, port):
             await page.wait(f"{LIVE} && document.querySelector('#card-UND-1')")
             assert await page.script("window.was_never_reloaded")
+
+
+async def test_a_tab_whose_session_has_ended_is_led_to_the_door(
+    devtools: str, dsn: str, database: Database, nursery: trio.Nursery
+) -> None:
+    """A stream that is refused does not come back by itself, as one that was cut does."""
+    board = await Board.set_up(database)
+    async with cut_off(devtools, dsn, board) as (page, port):
+        await database.pool.execute("delete from understudy.tokens")
+        async with serving(dsn, port):
+            await page.wait("location.pathname === '/login'")
+
+
+async def test_a_page_and_its_stream_leave_no_gap_between_them(page: Page, node: Node) -> None:
+    """R11.4: the stream begins where the page was rendered, not when the browser opens it."""
+    await node.person.post("/api/issues", json={"title": "In between"})
+    await page.script(
+        "const after = document.documentElement.dataset.cursor;"
+        "window.late = new EventSource(`/api/events?after=${after}`);"
+        "late.addEventListener('issue:created', () => { late.close(); window.was_told = true })"
+    )
+    await page.wait("window.was_told")
 
 
 DRAG = """

@@ -210,13 +210,21 @@ async def test_an_issue_shows_every_run_with_what_became_of_it(node: Node) -> No
 
 async def test_a_chosen_run_stays_chosen_in_the_part_that_is_fetched_again(node: Node) -> None:
     board = await Board.set_up(node.database)
-    (claim,) = await board.dispatched("Write it down")
-    run = str(claim.task.id)
-    page = await read(node, f"/issues/UND-1?run={run}")
-    (part,) = [each["data-part"] for _, each in page.tags if "data-part" in each]
-    assert part == f"/fragments/issues/UND-1?run={run}"
-    shown = await read(node, part)
-    assert [each["data-task"] for _, each in shown.tags if "data-task" in each] == [run]
+    issue = await board.issue("Write it down")
+    older = (await board.assign(issue)).task
+    newer = (await board.assign(issue, await board.agent("Otto"))).task
+    assert older is not None
+    assert newer is not None
+    assert await shown_run(node, "/issues/UND-1") == str(newer.id)
+    page = await read(node, f"/issues/UND-1?run={older.id}")
+    (part,) = [str(each["data-part"]) for _, each in page.tags if "data-part" in each]
+    assert part == f"/fragments/issues/UND-1?run={older.id}"
+    assert await shown_run(node, part) == str(older.id)
+
+
+async def shown_run(node: Node, path: str) -> str | None:
+    (run,) = [each["data-task"] for _, each in (await read(node, path)).tags if "data-task" in each]
+    return run
 
 
 async def test_a_machine_shows_what_is_wrong_and_what_it_runs(node: Node) -> None:
