@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from understudy.daemon.rundir import sync_directory
+
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Durable before it returns. A symbolic link is replaced, never followed."""
@@ -16,3 +18,4 @@ def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_directory(path.parent)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -16,10 +17,13 @@ import msgspec
 import trio
 
 from understudy.daemon import keeper, processes, rundir
+from understudy.daemon.processes import Process
 from understudy.daemon.rundir import Exit, Spec, Standing, State
 
 START_GRACE_S: Final = 10.0
 LOOK_AGAIN_S: Final = 0.05
+END_S: Final = 30.0
+"""A keeper has done it within `2 * grace_s + KILL_S`, 14 s."""
 LOG_TAIL: Final = 2000
 
 
@@ -99,14 +103,42 @@ class Kept:
             await trio.sleep(LOOK_AGAIN_S)
         return self.exit() if standing is Standing.OVER else None
 
+    async def end(self, why: str) -> None:
+        """Stop the run; returns when its tree is gone, whoever is left to say so.
+
+        A keeper that has not done it in time hangs: it is killed, and its agent with it.
+        """
+        with trio.move_on_after(END_S):
+            await self._end_patiently(why)
+        if self.look() is Standing.KEPT:
+            self._kill_keeper()
+            with trio.move_on_after(END_S):
+                await self.wait_exit()
+        if self.look() is Standing.LOST:
+            await self.sweep()
+
+    async def _end_patiently(self, why: str) -> None:
+        while self.look() is Standing.KEPT:
+            try:
+                await self.stop(why)
+                await self.wait_exit()
+            except (KeeperGone, KeeperRefused):
+                await trio.sleep(LOOK_AGAIN_S)  # It is coming up, or going down.
+
+    def _kill_keeper(self) -> None:
+        with suppress(FileNotFoundError):  # No state: it has started nothing.
+            state = self.state()
+            processes.send([Process(state.keeper_pid, state.keeper_start)], signal.SIGKILL)
+
     async def sweep(self) -> list[str]:
         """Kill what a lost keeper left behind, by its mark; the names of what there was."""
         assert self.look() is Standing.LOST
         run, swept = self.spec().run, dict[str, None]()
-        while left := processes.marked(run):
-            swept |= dict.fromkeys(processes.name(process) for process in left)
-            processes.send(left, signal.SIGKILL)
-            await trio.sleep(LOOK_AGAIN_S)
+        with trio.move_on_after(keeper.KILL_S):  # Not even SIGKILL ends what waits for a dead disk.
+            while left := processes.marked(run):
+                swept |= dict.fromkeys(processes.name(process) for process in left)
+                processes.send(left, signal.SIGKILL)
+                await trio.sleep(LOOK_AGAIN_S)
         return list(swept)
 
     async def _ask(self, **request: object) -> VitalSigns:

@@ -8,8 +8,10 @@ asking again: every call it is used for may be sent twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from itertools import count
 from random import Random
 from typing import Any, Final, Protocol, final
 from uuid import UUID
@@ -43,13 +45,18 @@ from understudy.wire.frames import (
 logger = logging.getLogger(__name__)
 
 CONNECT_S: Final = 15.0
+DISCONNECT_S: Final = 2.0
+"""For the server's half of the goodbye; on a half-open connection it never comes."""
 ANSWER_S: Final = 30.0
-"""For a heartbeat: a connection that leaves it unanswered for so long is half-open."""
+"""For a registration or a heartbeat: what leaves it unanswered for so long is half-open."""
+DELIVER_S: Final = 120.0
+"""For any other call: it is asked again, on the same connection."""
 RECONNECT_S_MIN: Final = 1.0
 RECONNECT_S_MAX: Final = 30.0
 RETRY_S: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
 """After a refusal that may pass (R6.3); the last one repeats."""
-PASSING: Final = frozenset({408, 429})
+PASSING: Final = frozenset({401, 403, 408, 429})
+"""Beside 5xx. A key that is refused ends the daemon, by its link; no run fails for it."""
 MESSAGE_MAX: Final = 32 * 1024 * 1024
 OUTBOUND_MAX: Final = 256
 
@@ -81,9 +88,14 @@ class Host(Protocol):
 
     def free_slots(self) -> int: ...
 
+    def link_changed(self) -> None:
+        """It is up, or it is gone."""
+        ...
+
 
 BROKEN: Final = (
-    OSError, HandshakeError, ConnectionClosed, RemoteProtocolError, LinkLost, LinkRefused
+    OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed,
+    RemoteProtocolError, LinkLost, LinkRefused,
 )  # fmt: skip
 Dial = Callable[[], AbstractAsyncContextManager[WebSocketConnection]]
 
@@ -97,8 +109,14 @@ def dial(config: DaemonConfig) -> Dial:
     ]
     return lambda: open_websocket_url(
         url, extra_headers=[(n.encode(), v.encode()) for n, v in headers],
-        max_message_size=MESSAGE_MAX, connect_timeout=CONNECT_S,
+        max_message_size=MESSAGE_MAX, connect_timeout=CONNECT_S, disconnect_timeout=DISCONNECT_S,
     )  # fmt: skip
+
+
+def pause_s(failures: int, jitter: float) -> float:
+    """Before the next connection: 1 s to 30 s, spread, so that a fleet does not come at once."""
+    longest_s = min(RECONNECT_S_MAX, RECONNECT_S_MIN * 2.0 ** max(1, min(failures, 10)))
+    return RECONNECT_S_MIN + jitter * (longest_s - RECONNECT_S_MIN)
 
 
 @final
@@ -109,6 +127,8 @@ class Link:
         self._dice = dice
         self._session: Session | None = None
         self._changed = trio.Event()
+        self._stale = trio.Event()
+        self._linked_at = math.inf
         self.runtime_ids: list[UUID] = []
 
     @property
@@ -122,15 +142,15 @@ class Link:
         task_status.started()
         failures = 0
         while True:
-            began = trio.current_time()
+            self._linked_at = math.inf
             try:
                 await self._connect_once(host)
             except BROKEN as error:
                 _raise_shutout(error)
                 logger.warning("no link: %s", _in_words(error))
-            failures = 0 if trio.current_time() - began > RECONNECT_S_MAX else failures + 1
-            delay_s = min(RECONNECT_S_MAX, RECONNECT_S_MIN * 2.0 ** min(failures - 1, 10))
-            await trio.sleep(delay_s * (0.5 + self._dice.random()))
+            lasted_s = trio.current_time() - self._linked_at
+            failures = 0 if lasted_s > RECONNECT_S_MAX else failures + 1
+            await trio.sleep(pause_s(failures, self._dice.random()))
 
     async def _connect_once(self, host: Host) -> None:
         try:
@@ -145,36 +165,43 @@ class Link:
             nursery.start_soon(self._receive, session, host)
             self._set_session(session)
             try:
-                self.runtime_ids = await host.connected()
-                session.is_registered = True
-                self._tell_changed()
-                self.grant(host.free_slots())
-                logger.info("linked; %s runtimes take tasks", len(self.runtime_ids))
-                await self._heartbeat_forever(host)
+                await self._register(session, host)
+                self._linked_at = trio.current_time()
+                nursery.start_soon(self._register_again, session, host)
+                await self._heartbeat_forever()
             finally:
                 session.end()
                 self._set_session(None)
 
-    async def _heartbeat_forever(self, host: Host) -> None:
+    async def _register(self, session: Session, host: Host) -> None:
+        self._stale = trio.Event()
+        with _patiently("a registration"):
+            self.runtime_ids = await host.connected()
+        session.is_registered = True
+        self._tell_changed()
+        session.announce(self.runtime_ids, host.free_slots())
+        host.link_changed()
+        logger.info("linked; %s runtimes take tasks", len(self.runtime_ids))
+
+    async def _register_again(self, session: Session, host: Host) -> None:
+        while True:
+            await self._stale.wait()
+            await self._register(session, host)
+
+    def register_again(self) -> None:
+        """What this machine offers has changed, or the server forgot it (R4.7)."""
+        self._stale.set()
+
+    async def _heartbeat_forever(self) -> None:
         """Liveness has its own task and deadline: no report or checkout delays it (R4.8)."""
         while True:
             await trio.sleep(self._heartbeat_s)
-            with trio.move_on_after(ANSWER_S) as patience:
+            with _patiently("a heartbeat"):
                 heard = await self.call("heartbeats", Heartbeats(runtime_ids=self.runtime_ids))
-            if patience.cancelled_caught:
-                raise LinkLost("no answer to a heartbeat")
             assert isinstance(heard, HeartbeatsHeard)
             if heard.gone:
                 logger.warning("the server does not know %s of our runtimes", len(heard.gone))
-                await self.register_again(host)
-
-    async def register_again(self, host: Host) -> None:
-        """What this machine offers has changed, or the server forgot it (R4.7)."""
-        try:
-            self.runtime_ids = await host.connected()
-        except LinkLost:
-            return  # The next connection begins with a registration.
-        self.grant(0)
+                self.register_again()
 
     async def _receive(self, session: Session, host: Host) -> None:
         while True:
@@ -184,14 +211,16 @@ class Link:
                     for answer in answers:
                         session.settle(answer)
                 case TasksPushed(payload=tasks):
+                    session.taken += len(tasks)
                     host.take(tasks)
+                    self.offer(host.free_slots())
                 case Bye():
                     raise LinkLost("the server stops")
 
-    def grant(self, slots: int) -> None:
-        """Tell the server of so many more free slots."""
+    def offer(self, free: int) -> None:
+        """Tell the server how many slots are free, should it count on fewer."""
         if self._session is not None and self._session.is_registered:
-            self._session.grant(slots, self.runtime_ids)
+            self._session.offer(free)
 
     async def call(self, name: str, body: Struct, subject: UUID | None = None) -> Any:  # noqa: ANN401  # The answer of that call.
         """One try over the connection of the moment. Raises `LinkLost` or `LinkRefused`."""
@@ -207,21 +236,21 @@ class Link:
 
         Raises `LinkRefused` for what asking again will not change.
         """
-        tries = 0
-        while True:
+        for tries in count():
             await self._wait_up()
             try:
-                return await self.call(name, body, subject)
+                with trio.move_on_after(DELIVER_S):
+                    return await self.call(name, body, subject)
+                logger.warning("%s: not answered within %s s; asking again", name, DELIVER_S)
             except LinkLost:
-                continue
+                pass
             except LinkRefused as refused:
-                if refused.refusal.status not in PASSING and refused.refusal.status < 500:  # noqa: PLR2004
+                if not _will_pass(refused.refusal.status):
                     raise
                 logger.warning("%s: %s; asking again", name, refused)
-            delay_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
-            tries += 1
-            with trio.move_on_after(delay_s):
-                await self._wait_reconnected()
+                with trio.move_on_after(RETRY_S[min(tries, len(RETRY_S) - 1)]):
+                    await self._wait_reconnected()
+        raise AssertionError("count() is endless")
 
     async def _wait_up(self) -> None:
         while not self.is_up:
@@ -249,18 +278,31 @@ class Session:
         self.socket = socket
         self.is_registered = False
         self._book = CallBook()
-        self._outbound, self._waiting = trio.open_memory_channel[Call | CreditGranted](OUTBOUND_MAX)
+        self._outbound, self._waiting = trio.open_memory_channel[Call | None](OUTBOUND_MAX)
         self._answers: dict[int, tuple[trio.Event, list[object]]] = {}
-        self._granted = 0
-        self._is_over = False
+        self._credit = Credit(total=0)
+        self._is_told = True
+        self.taken = 0
+        """Tasks pushed over this connection, whatever became of them."""
 
-    def grant(self, slots: int, runtime_ids: list[UUID]) -> None:
-        self._granted += slots
-        credit = Credit(total=self._granted, runtime_ids=runtime_ids)
+    def announce(self, runtime_ids: list[UUID], free: int) -> None:
+        """These take tasks; to say it again attaches a runtime that the server had lost."""
+        self._tell(Credit(total=self._total(free), runtime_ids=runtime_ids))
+
+    def offer(self, free: int) -> None:
+        """The total follows from what is free now, so no slot is ever counted twice or lost."""
+        if (total := self._total(free)) > self._credit.total:
+            self._tell(Credit(total=total, runtime_ids=self._credit.runtime_ids))
+
+    def _total(self, free: int) -> int:
+        return max(self._credit.total, self.taken + free)
+
+    def _tell(self, credit: Credit) -> None:
+        self._credit, self._is_told = credit, False
         try:
-            self._outbound.send_nowait(CreditGranted(payload=credit))
-        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
-            pass  # The next grant says the total again.
+            self._outbound.send_nowait(None)
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            pass  # Full: the credit goes with what is waiting. Closed: so is the connection.
 
     async def call(self, name: str, body: Struct, subject: UUID | None) -> object:
         call = self._book.call(name, body, subject)
@@ -287,18 +329,12 @@ class Session:
     async def send_frames(self) -> None:
         """What has queued up while the last frame was sent travels together."""
         async for first in self._waiting:
-            calls, credit = list[Call](), None
-            item: Call | CreditGranted | None = first
-            while item is not None:
-                if isinstance(item, Call):
-                    calls.append(item)
-                else:
-                    credit = item
-                item = _next(self._waiting)
+            calls = [each for each in (first, *_queued(self._waiting)) if each is not None]
             for batch in batches(calls):
                 await self.socket.send_message(encode(batch))
-            if credit is not None:
-                await self.socket.send_message(encode(credit))
+            if not self._is_told:
+                self._is_told = True
+                await self.socket.send_message(encode(CreditGranted(payload=self._credit)))
 
     def end(self) -> None:
         """Whoever waits for an answer learns that none will come."""
@@ -307,13 +343,24 @@ class Session:
             answered.set()
 
 
-def _next(
-    waiting: trio.MemoryReceiveChannel[Call | CreditGranted],
-) -> Call | CreditGranted | None:
+def _queued(waiting: trio.MemoryReceiveChannel[Call | None]) -> Iterator[Call | None]:
     try:
-        return waiting.receive_nowait()
+        while True:
+            yield waiting.receive_nowait()
     except (trio.WouldBlock, trio.EndOfChannel):
-        return None
+        return
+
+
+@contextmanager
+def _patiently(what: str) -> Iterator[None]:
+    with trio.move_on_after(ANSWER_S) as patience:
+        yield
+    if patience.cancelled_caught:
+        raise LinkLost(f"no answer to {what}")
+
+
+def _will_pass(status: int) -> bool:
+    return status in PASSING or status >= 500  # noqa: PLR2004
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,19 +21,20 @@ from understudy.actors.actor import spawn
 from understudy.actors.mailbox import ActorGone
 from understudy.actors.troupe import Troupe
 from understudy.config import DaemonConfig
+from understudy.core.failures import FailureReason
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.daemon import record, run
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
 from understudy.daemon.link import Dial, Link, Shutout, dial
-from understudy.daemon.outbox import REPORTS_MAX, Outbox, OutboxBusy
+from understudy.daemon.outbox import Outbox, OutboxBusy
 from understudy.daemon.probe import Found
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
 from understudy.daemon.runtime import ProbeActor
 from understudy.daemon.slots import Slots
-from understudy.daemon.status import DaemonStatus, RunStatus, write_status
+from understudy.daemon.status import STATUS, DaemonStatus, RunStatus, write_status
 from understudy.daemon.workshop import Workshop
 from understudy.supervisor import open_children, supervise
 from understudy.version import VERSION
@@ -48,6 +50,7 @@ from understudy.wire.daemon import (
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 5.0
+LOCK_PATIENCE_S: Final = 1.0
 
 
 async def run_daemon(
@@ -56,11 +59,11 @@ async def run_daemon(
     """Work until cancelled; the agents go on under their keepers, and are found again (R7.4)."""
     config.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(config.path), _outbox(config.path) as outbox:
+        (config.path / STATUS).unlink(missing_ok=True)  # It speaks of another process.
         dice = dice or SystemRandom()
         link = Link(dialer or dial(config), heartbeat_s=config.leases.heartbeat_s, dice=dice)
         daemon = Daemon(config, _workshop(config, link, outbox))
         async with open_children(stop_s=STOP_S) as children:
-            await children.start(daemon.keep_runs, tree)
             await spawn(
                 children,
                 tree.child("probe"),
@@ -68,8 +71,10 @@ async def run_daemon(
                 mailbox_max=4,
                 policy=RestartPolicy(),
             )
+            # After the probe: what is found again may have to be started, with what is here.
+            await children.start(daemon.keep_runs, tree)
             await children.start(supervise, tree.child("link"), daemon.keep_link, RestartPolicy())
-            await trio.sleep_forever()
+            raise CannotStart(await daemon.wait_shutout())
 
 
 def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
@@ -93,15 +98,26 @@ def _alone(path: Path) -> Iterator[None]:
     """One daemon for each directory; the lock goes with the process, however it ends."""
     file = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CannotStart(
-            f"a daemon runs in {path} already: `understudy daemon status` shows it"
-        ) from None
-    else:
+        if not _locked(file):
+            raise CannotStart(
+                f"a daemon runs in {path} already: `understudy daemon status` shows it"
+            )
         yield
     finally:
         os.close(file)
+
+
+def _locked(file: int) -> bool:
+    """Patiently: who only looks (`is_running`) holds it for microseconds, a rival for life."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -126,7 +142,10 @@ class Daemon:
         self._incarnation = uuid4().hex
         self._pushed: dict[UUID, ClaimedTask] = {}
         self._nursery: trio.Nursery | None = None
-        workshop.slots.freed = self._slot_freed
+        self._shutout: str | None = None
+        self._shut_out = trio.Event()
+        workshop.slots.freed = self._run_over
+        workshop.changed = self.note_status
 
     async def keep_runs(
         self, branch: Branch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -138,31 +157,36 @@ class Daemon:
             for task_id in self._on_disk():
                 logger.info("task %s: found again", task_id)
                 await self.runs.find(task_id)
+            self.note_status()
             task_status.started()
             await trio.sleep_forever()
 
     async def keep_link(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             await self._shop.link.run(self, task_status=task_status)
-        except Shutout as shutout:
-            raise CannotStart(str(shutout)) from None
+        except Shutout as shutout:  # No crash to ride out: a person has to act.
+            self._shutout = str(shutout)
+            self._shut_out.set()
+
+    async def wait_shutout(self) -> str:
+        """The sentence that says why the server does not want this daemon."""
+        await self._shut_out.wait()
+        assert self._shutout is not None
+        return self._shutout
 
     def _run_actor(self, task_id: UUID) -> RunActor:
         return RunActor(task_id, self._pushed.get(task_id), self._shop)
 
     def _on_disk(self) -> list[UUID]:
-        named = {entry.name for entry in self._shop.runs.iterdir() if entry.is_dir()}
-        named |= {report.task_id for report in self._shop.outbox.pending(REPORTS_MAX)}
-        return sorted(UUID(name) for name in named)
+        named = {UUID(task_id) for task_id, _ in self._shop.outbox.claims()}
+        return sorted(named | {run for run in map(_run_of, self._shop.runs.iterdir()) if run})
 
     def found(self, found: list[Found]) -> None:
         """What the probe says is here now; told to the server if it has changed."""
         fresh = {each.provider: each for each in found}
-        if fresh == self._shop.found:
-            return
-        self._shop.found = fresh
-        if self._shop.link.is_up and self._nursery is not None:
-            self._nursery.start_soon(self._shop.link.register_again, self)
+        if fresh != self._shop.found:
+            self._shop.found = fresh
+            self._shop.link.register_again()
 
     # The link's host
 
@@ -173,7 +197,6 @@ class Daemon:
         for task_id, verdict in answer.verdicts.items():
             if verdict == "stop":
                 self._stop_run(UUID(task_id))
-        self.note_status()
         return [each.id for each in answer.runtimes if each.status == "online"]
 
     def _registration(self) -> Register:
@@ -197,76 +220,114 @@ class Daemon:
 
     def _inventory(self) -> Inventory:
         """R6.2: what runs here, and what is finished and not acknowledged."""
-        waiting = self._shop.outbox.pending(REPORTS_MAX)
         finished = [
-            HeldTask(task_id=UUID(each.task_id), claim_token=UUID(each.claim_token))
-            for each in waiting
+            HeldTask(task_id=UUID(task_id), claim_token=_token(token))
+            for task_id, token in self._shop.outbox.claims()
         ]
         ended = {each.task_id for each in finished}
         running = [
-            HeldTask(task_id=order.task.id, claim_token=order.task.claim_token)
-            for order in self._orders()
-            if order.task.id not in ended
+            HeldTask(task_id=task.id, claim_token=task.claim_token)
+            for task in self._tasks()
+            if task.id not in ended
         ]
         return Inventory(running=running, finished=finished)
 
+    def _tasks(self) -> list[ClaimedTask]:
+        """What is prepared, runs, or was found again: each once, under its newest claim."""
+        found = {order.task.id: order.task for order in self._orders()}
+        return list((found | self._pushed).values())
+
     def _orders(self) -> list[record.RunOrder]:
-        orders = (record.read_order(entry) for entry in self._shop.runs.iterdir())
-        return [order for order in orders if order is not None]
+        orders = []
+        for entry in self._shop.runs.iterdir():
+            try:
+                order = record.read_order(entry) if _run_of(entry) else None
+            except (record.UnreadableOrder, OSError):
+                continue  # Its run says so itself.
+            orders += [order] if order else []
+        return orders
 
     def take(self, tasks: list[ClaimedTask]) -> None:
-        """Pushed under our credit; one that we have already is the same one again."""
+        """Pushed under our credit. What we have already is under a newer claim now (R3.5)."""
         for task in tasks:
-            if self.runs.get(task.id) is not None:
-                logger.warning("task %s was pushed again; its run here goes on", task.id)
-                continue
-            self._shop.slots.take(task.id)
             self._pushed[task.id] = task
-            assert self._nursery is not None
-            self._nursery.start_soon(self.runs.find, task.id)
+            if self._shop.slots.holds(task.id):
+                logger.warning("task %s was pushed again", task.id)
+                self._tell_run(task.id, run.Again(task))
+            else:
+                self._shop.slots.take(task.id)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._begin, task.id)
         self.note_status()
+
+    async def _begin(self, task_id: UUID) -> None:
+        while self.runs.get(task_id) is not None:
+            await trio.lowlevel.checkpoint()  # The last one of this task is just leaving.
+        await self.runs.find(task_id)
 
     def free_slots(self) -> int:
         return min(self._shop.slots.free, self._shop.outbox.room())
 
-    def _slot_freed(self) -> None:
-        if self._shop.slots.free:  # Runs found after a restart may be more than the slots.
-            self._shop.link.grant(1)
+    def link_changed(self) -> None:
+        self.note_status()
+
+    def _run_over(self, task_id: UUID) -> None:
+        self._pushed.pop(task_id, None)
+        self._shop.link.offer(self.free_slots())
         self.note_status()
 
     def _stop_run(self, task_id: UUID) -> None:
         """The server gave the task up: whatever the run reports next will be refused."""
+        self._tell_run(task_id, run.Stop(FailureReason.CANCELLED))
+
+    def _tell_run(self, task_id: UUID, message: run.Message) -> None:
         if (actor := self.runs.get(task_id)) is not None:
             try:
-                actor.tell_nowait(run.Stop("cancelled"))
+                actor.tell_nowait(message)
             except (trio.WouldBlock, ActorGone):
-                pass
+                logger.warning("task %s does not listen", task_id)
 
     def note_status(self) -> None:
+        try:
+            write_status(self._config.path, self._status())
+        except OSError as error:  # It is for people; nothing else waits for it.
+            logger.warning("no status was written: %s", error)
+
+    def _status(self) -> DaemonStatus:
+        places = {order.task.id: order.spec.work_dir for order in self._orders()}
         runs = [
             RunStatus(
-                task_id=order.task.id,
-                issue=order.task.issue.key if order.task.issue else None,
-                provider=order.task.provider,
-                work_dir=order.spec.work_dir,
+                task_id=task.id,
+                issue=task.issue.key if task.issue else None,
+                provider=task.provider,
+                work_dir=places.get(task.id, ""),
             )
-            for order in self._orders()
+            for task in self._tasks()
         ]
-        write_status(
-            self._config.path,
-            DaemonStatus(
-                pid=os.getpid(),
-                server=self._config.server,
-                daemon_id=self._daemon_id,
-                version=VERSION,
-                is_linked=self._shop.link.is_up,
-                slots=self._shop.slots.total,
-                slots_free=self._shop.slots.free,
-                reports_waiting=len(self._shop.outbox.pending(REPORTS_MAX)),
-                found={each.provider: each.problem for each in self._shop.found.values()},
-                runs=runs,
-            ),
+        return DaemonStatus(
+            pid=os.getpid(),
+            server=self._config.server,
+            daemon_id=self._daemon_id,
+            version=VERSION,
+            is_linked=self._shop.link.is_up,
+            slots=self._shop.slots.total,
+            slots_free=self._shop.slots.free,
+            reports_waiting=len(self._shop.outbox.claims()),
+            found={each.provider: each.problem for each in self._shop.found.values()},
+            runs=runs,
         )
+
+
+def _run_of(entry: Path) -> UUID | None:
+    """None for what was set aside, and for what others have put there."""
+    try:
+        return UUID(entry.name)
+    except ValueError:
+        return None
+
+
+def _token(text: str) -> UUID | None:
+    return None if text == str(None) else UUID(text)
 
 
 def _identity(path: Path) -> str:

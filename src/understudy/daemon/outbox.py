@@ -83,7 +83,7 @@ class Outbox:
         """Durable on return. False when this claim has its report: the first verdict stands."""
         if len(report.payload) > PAYLOAD_MAX:
             raise ValueError(f"a payload of {len(report.payload)} bytes; {PAYLOAD_MAX} fit")
-        if self._holds(report):
+        if self.holds(report.task_id, report.claim_token):
             return False
         if self.room() == 0:
             raise OutboxFull(f"{self._reports_max} reports wait")
@@ -100,6 +100,25 @@ class Outbox:
         )
         return [Report(*row) for row in rows]
 
+    def of_task(self, task_id: str) -> list[Report]:
+        """The oldest first; more than one where the task was given out again."""
+        rows = self._database.execute(
+            "select task_id, claim_token, kind, payload from report where task_id = ? order by id",
+            (task_id,),
+        )
+        return [Report(*row) for row in rows]
+
+    def claims(self) -> list[tuple[str, str]]:
+        """Task and token of each report that waits: the payloads may be many megabytes."""
+        return list(self._database.execute("select task_id, claim_token from report order by id"))
+
+    def holds(self, task_id: str, claim_token: str) -> bool:
+        (held,) = self._database.execute(
+            "select exists (select 1 from report where task_id = ? and claim_token = ?)",
+            (task_id, claim_token),
+        ).fetchone()
+        return bool(held)
+
     def acknowledge(self, task_id: str, claim_token: str) -> None:
         self._database.execute(
             "delete from report where task_id = ? and claim_token = ?", (task_id, claim_token)
@@ -109,13 +128,6 @@ class Outbox:
         """Runs that may still be taken: a run without room for its report must not begin."""
         (waiting,) = self._database.execute("select count(*) from report").fetchone()
         return max(0, self._reports_max - int(waiting))
-
-    def _holds(self, report: Report) -> bool:
-        (held,) = self._database.execute(
-            "select exists (select 1 from report where task_id = ? and claim_token = ?)",
-            (report.task_id, report.claim_token),
-        ).fetchone()
-        return bool(held)
 
     def _open(self) -> None:
         try:

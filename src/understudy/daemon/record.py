@@ -6,6 +6,9 @@ directory knows all that its predecessor knew.
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +17,16 @@ import msgspec
 from understudy.core.struct import Struct
 from understudy.daemon.backends.backend import RunSpec
 from understudy.daemon.files import replace_file
+from understudy.daemon.rundir import sync_directory
 from understudy.wire.daemon import ClaimedTask
 
 FORMAT: Final = 1
 ORDER: Final = "order.json"
 HEARD: Final = "heard"
+
+
+class UnreadableOrder(Exception):
+    """It is there, and no order this version knows."""
 
 
 class RunOrder(Struct):
@@ -33,16 +41,35 @@ class RunOrder(Struct):
 
 def write_order(run_dir: Path, order: RunOrder) -> None:
     """Durable on return."""
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_dir.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(run_dir.parent)
     replace_file(run_dir / ORDER, msgspec.json.encode(order).decode())
 
 
 def read_order(run_dir: Path) -> RunOrder | None:
-    """None where a daemon died before the order was whole: nothing has run there."""
+    """None where a daemon died before the order was there: nothing has run. Raises
+    `UnreadableOrder`: something may run, and we do not know what."""
     try:
-        return msgspec.json.decode((run_dir / ORDER).read_bytes(), type=RunOrder)
-    except (FileNotFoundError, msgspec.MsgspecError):
+        order = msgspec.json.decode((run_dir / ORDER).read_bytes(), type=RunOrder)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableOrder(f"{run_dir / ORDER}: {error}") from None
+    if order.format != FORMAT:
+        raise UnreadableOrder(f"{run_dir / ORDER} has format {order.format}, not {FORMAT}")
+    return order
+
+
+def set_aside(run_dir: Path) -> Path:
+    """Out of the way of its task, for a person to look at."""
+    names = (run_dir.with_name(f"{run_dir.name}.aside-{number}") for number in count(1))
+    return run_dir.rename(next(name for name in names if not name.exists()))
+
+
+def remove_run(run_dir: Path) -> None:
+    """The order goes first: what is left of a removal cut short is no run any more."""
+    (run_dir / ORDER).unlink(missing_ok=True)
+    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def heard(run_dir: Path) -> int:
@@ -57,4 +84,5 @@ def heard(run_dir: Path) -> int:
 
 
 def note_heard(run_dir: Path, seq: int) -> None:
-    (run_dir / HEARD).write_text(str(seq))
+    with suppress(OSError):  # A full disk, say: it is a hint.
+        (run_dir / HEARD).write_text(str(seq))

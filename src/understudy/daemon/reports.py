@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -93,6 +94,16 @@ def body_of(report: Report) -> Complete | Fail:
     if report.kind == "complete":
         return msgspec.json.decode(report.payload, type=Complete)
     return msgspec.json.decode(report.payload, type=Fail)
+
+
+def forms(report: Report) -> Iterator[tuple[str, Complete | Fail]]:
+    """The verdict, and what to say should the server refuse it for good: less and less (R6.3)."""
+    body = body_of(report)
+    yield report.kind, body
+    yield report.kind, degraded(body)
+    if isinstance(body, Complete):
+        error = "the server refused the result of this run, which had succeeded"
+        yield "fail", Fail(claim_token=body.claim_token, error=error)
 
 
 def degraded(body: Complete | Fail) -> Complete | Fail:

@@ -9,14 +9,18 @@ crashed actor, or a daemon killed at any moment, goes on from what is there:
     a keeper's exit, or its loss  the same, then judge, put the report into the outbox, deliver it
     a report in the outbox        deliver it; then, and only then, remove the directory
 
-The fences do the rest: who is told 404 or 409 holds the task no more, and stops.
+The fences do the rest: who is told 404 or 409 holds the task no more, and stops its agent.
+
+Every path ends in a report (R9.6). What passes (a full disk, say) is waited out; what crashes the
+actor again and again is no longer followed: its agent is ended, and the report says why.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -42,52 +46,71 @@ from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.changes import Changes, describe_changes, publish
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import GitFailed
-from understudy.daemon.kept import KeeperFailed, KeeperGone, Kept, spawn_keeper
+from understudy.daemon.hold import Disowned, Hold
+from understudy.daemon.kept import KeeperFailed, KeeperGone, KeeperRefused, Kept, spawn_keeper
 from understudy.daemon.lines import Oversized, Piece
-from understudy.daemon.link import LinkLost, LinkRefused
-from understudy.daemon.orders import Unfit, check, keeper_spec, run_order, work_order
-from understudy.daemon.record import RunOrder, heard, note_heard, read_order, write_order
+from understudy.daemon.link import LinkRefused
+from understudy.daemon.orders import Unfit, check, keeper_spec, run_order
+from understudy.daemon.outbox import Report
+from understudy.daemon.preparing import wait_prepared
+from understudy.daemon.record import (
+    RunOrder,
+    UnreadableOrder,
+    heard,
+    note_heard,
+    read_order,
+    remove_run,
+    set_aside,
+    write_order,
+)
 from understudy.daemon.repositories import PrepareFailed
 from understudy.daemon.rundir import Standing
 from understudy.daemon.spool import Spool
 from understudy.daemon.transcript import Transcript
+from understudy.daemon.trouble import AGAIN_S, TROUBLE, passes
 from understudy.daemon.workshop import Workshop
-from understudy.wire import daemon as wire
+from understudy.supervisor import sole
 from understudy.wire.daemon import ClaimedTask
 
 logger = logging.getLogger(__name__)
 
 PING_S: Final = 60.0
-LOST_TO: Final = frozenset({404, 409})
-
-
-class Disowned(Exception):
-    """The server has said that this claim holds the task no more."""
+CRASHES_MAX: Final = 2
 
 
 @dataclass(frozen=True)
 class Stop:
     """End the agent and its whole tree; the report says `why`."""
 
-    why: str
+    why: FailureReason
+
+
+@dataclass(frozen=True)
+class Again:
+    """The server has given the task out anew: whoever has an older claim of it has none (R3.5)."""
+
+    task: ClaimedTask
 
 
 @dataclass(frozen=True)
 class Over:
-    """Nothing is left to do."""
+    """Nothing is left to do for this claim of the task."""
+
+    task: ClaimedTask | None
 
 
-Message: TypeAlias = Stop | Over
+Message: TypeAlias = Stop | Again | Over
 
 
 class RunActor(Actor[Message]):
-    """`task` is what was pushed; None for a run that was found on disk."""
+    """`task` is what was pushed last; None for a run that was found on disk."""
 
     def __init__(self, task_id: UUID, task: ClaimedTask | None, workshop: Workshop) -> None:
         self._id = task_id
         self._task = task
         self._shop = workshop
         self._kept = Kept(workshop.run_dir(task_id))
+        self._life = trio.CancelScope()
 
     async def start(self) -> None:
         self._shop.slots.take(self._id)
@@ -96,64 +119,118 @@ class RunActor(Actor[Message]):
     async def receive(self, message: Message) -> None:
         match message:
             case Stop(why):
-                try:
-                    await self._kept.stop(why)
-                except KeeperGone:
-                    pass  # It has ended by itself, or has not begun: then `start` is refused.
+                self._stop_agent(why)
+            case Again(task):
+                if task.claim_token != self._token:
+                    self._task = task
+                    self._life.cancel()
+            case Over(task) if task is not self._task:
+                self.nursery.start_soon(self._live)
             case Over():
                 self._shop.slots.release(self._id)
                 self.stop()
 
     async def _live(self) -> None:
+        task = self._task
+        self._why: FailureReason | None = None
+        self._take_hold(task)
+        with trio.CancelScope() as self._life:
+            while not await self._is_over():  # noqa: ASYNC110  # What passes sends no event.
+                await trio.sleep(AGAIN_S)
+        await self.ref.tell(Over(task))
+
+    def _take_hold(self, task: ClaimedTask | None) -> None:
+        self._token = task.claim_token if task else None
+        lost = partial(self._stop_agent, FailureReason.CANCELLED)
+        self._hold = Hold(self._shop.link, self._id, self._token, lost)
+
+    async def _is_over(self) -> bool:
+        """False where it was only interrupted, by something that passes."""
+        is_over = True
         try:
             await self._go_on()
         except* Disowned as group:
-            logger.warning("task %s: %s; stopping its agent", self._id, group.exceptions[0])
+            logger.warning("task %s: %s", self._id, sole(group))
             await self._abandon()
-        await self.ref.tell(Over())
+        except* TROUBLE as group:
+            is_over = False
+            if group.subgroup(lambda error: not passes(error)) is not None:
+                raise
+            logger.warning("task %s: %s; going on in %s s", self._id, sole(group), AGAIN_S)
+        return is_over
 
     async def _go_on(self) -> None:
-        order = read_order(self._kept.run_dir)
-        if order is None and self._task is None:
-            await self._deliver_report()
+        order = await self._find_order()
+        task = self._task or (order.task if order else None)
+        if task is not None:
+            await self._work(task, order)
+        await self._deliver_reports()
+
+    async def _find_order(self) -> RunOrder | None:
+        """That of an older claim is abandoned, one that cannot be read is set aside (R6.2)."""
+        try:
+            order = read_order(self._kept.run_dir)
+        except UnreadableOrder as unreadable:
+            await self._kept.end(FailureReason.CANCELLED)
+            aside = set_aside(self._kept.run_dir)
+            logger.warning("%s; its agent was ended, see %s", unreadable, aside)
+            return None
+        if order and self._task and order.task.claim_token != self._task.claim_token:
+            await self._abandon()
+            return None
+        return order
+
+    async def _work(self, task: ClaimedTask, order: RunOrder | None) -> None:
+        self._take_hold(task)
+        is_reported = self._is_reported(task)
+        if self.branch.incarnation > CRASHES_MAX:
+            if not is_reported:
+                await self._give_up_after_crashes(task)
             return
-        if self._shop.report_of(self._id) is None and not self._has_begun():
-            order = await self._begin(order.task if order else self._task)
-        if order is not None and self._kept.look() is not Standing.UNBORN:
+        if not is_reported and not self._has_begun():
+            order = await self._begin(task)
+        if order is not None and self._has_begun():
             await self._follow(order)
-        await self._deliver_report()
 
     def _has_begun(self) -> bool:
-        run_dir = self._kept.run_dir
-        return run_dir.exists() and self._kept.look() is not Standing.UNBORN
+        return self._kept.look() is not Standing.UNBORN
+
+    def _is_reported(self, task: ClaimedTask) -> bool:
+        return self._shop.outbox.holds(str(self._id), str(task.claim_token))
+
+    def _stop_agent(self, why: FailureReason) -> None:
+        """Now if it runs, else as soon as it does: the first reason stands."""
+        if self._why is None:
+            self._why = why
+            self.nursery.start_soon(self._kept.end, why)
 
     # Begin
 
-    async def _begin(self, task: ClaimedTask | None) -> RunOrder | None:
+    async def _begin(self, task: ClaimedTask) -> RunOrder | None:
         """Prepare, start on the server, start the agent; None where a failure is in the outbox."""
-        assert task is not None
         try:
             return await self._prepare_and_start(task)
-        except Unfit as unfit:
+        except (Unfit, Unlaunchable) as unfit:
             self._give_up(task, unfit.reason, str(unfit))
-        except Unlaunchable as unlaunchable:
-            self._give_up(task, unlaunchable.reason, str(unlaunchable))
-        except (PrepareFailed, workspace.WorkDirBusy) as failed:
-            self._give_up(task, FailureReason.PREPARE_FAILED, str(failed))
-        except KeeperFailed as failed:
-            if self._has_begun():
-                return read_order(self._kept.run_dir)  # It did come up, and then failed.
-            self._give_up(task, FailureReason.PREPARE_FAILED, f"no keeper came up: {failed}")
+        except LinkRefused as refused:
+            self._give_up(task, FailureReason.UNKNOWN, f"the server refused the start: {refused}")
+        except (PrepareFailed, workspace.WorkDirBusy, KeeperFailed, OSError) as failed:
+            if self._has_begun():  # Under the keeper of an earlier daemon, or one that failed late.
+                return read_order(self._kept.run_dir)
+            self._give_up(task, FailureReason.PREPARE_FAILED, f"it could not be started: {failed}")
         return None
 
     async def _prepare_and_start(self, task: ClaimedTask) -> RunOrder:
         check(task, self._shop)
-        work = await self._prepare(task)
+        work = await wait_prepared(task, self._hold, self._kept, self._shop)
         with work.claim:
             order = run_order(task, work, self._shop)
             launch = BACKENDS[task.provider].launch(order.spec)
             write_order(self._kept.run_dir, order)
-            await self._deliver("start", wire.Held(claim_token=task.claim_token))
+            self._shop.changed()
+            self._check_wanted()
+            await self._hold.start()
+            self._check_wanted()
             for path, text in launch.files.items():
                 replace_file(Path(path), text)
             logger.info("task %s: starting %s in %s", self._id, task.provider, work.path)
@@ -164,43 +241,32 @@ class RunActor(Actor[Message]):
             )
         return order
 
-    async def _prepare(self, task: ClaimedTask) -> workspace.WorkDir:
-        """The claim is renewed meanwhile: a checkout may take longer than a lease (R3.4)."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._renew_forever, task)
-            work = await workspace.prepare(work_order(task), self._shop.repositories)
-            nursery.cancel_scope.cancel()
-        return work
-
-    async def _renew_forever(self, task: ClaimedTask) -> None:
-        while True:
-            await trio.sleep(self._shop.leases.renew_every_s)
-            try:
-                held = wire.Held(claim_token=task.claim_token)
-                await self._shop.link.call("lease", held, self._id)
-            except LinkLost:
-                continue
-            except LinkRefused as refused:
-                if refused.refusal.status in LOST_TO:
-                    return  # `start` will be refused too, and says so.
+    def _check_wanted(self) -> None:
+        if self._why is not None:
+            raise Unfit(self._why, "it was stopped before it began")
 
     def _give_up(self, task: ClaimedTask, reason: FailureReason, sentence: str) -> None:
         logger.warning("task %s cannot run: %s", self._id, sentence)
-        self._shop.outbox.put(reports.failed(self._id, task.claim_token, reason, sentence))
+        self._put(reports.failed(self._id, task.claim_token, reason, sentence))
+
+    def _put(self, report: Report) -> None:
+        self._shop.outbox.put(report)
+        self._shop.changed()
+
+    async def _give_up_after_crashes(self, task: ClaimedTask) -> None:
+        await self._kept.end(FailureReason.UNKNOWN)
+        crash = self.branch.snapshot(trio.current_time()).last_crash
+        what = f"{crash.error}: {crash.message}" if crash else "it crashed"
+        self._give_up(task, FailureReason.UNKNOWN, f"the daemon cannot look after it: {what}")
 
     # Follow
 
     async def _follow(self, order: RunOrder) -> None:
         """Read the spool to its end, tell the server, judge; the report is in the outbox then."""
+        if self._why is not None:
+            self.nursery.start_soon(self._kept.end, self._why)
         reader = BACKENDS[order.task.provider].reader(order.spec)
-        token = order.task.claim_token
-        last = heard(self._kept.run_dir)
-
-        async def send(batch: list[Said]) -> None:
-            await self._tell("messages", wire.Messages(claim_token=token, messages=batch))
-            note_heard(self._kept.run_dir, batch[-1].seq)
-
-        transcript = Transcript(send, last)
+        transcript = Transcript(self._send, heard(self._kept.run_dir))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ping_forever)
             async with trio.open_nursery() as senders:
@@ -208,10 +274,15 @@ class RunActor(Actor[Message]):
                 session_id = await self._read(order, reader, transcript, senders)
                 await self._judge(order, reader, session_id)
                 transcript.close()
-            bill = [msgspec.convert(each, Usage, from_attributes=True) for each in reader.usage()]
-            if bill:
-                await self._tell("usage", wire.UsageReport(claim_token=token, usage=bill))
+            if bill := reader.usage():
+                await self._hold.bill(
+                    [msgspec.convert(each, Usage, from_attributes=True) for each in bill]
+                )
             nursery.cancel_scope.cancel()
+
+    async def _send(self, batch: list[Said]) -> None:
+        await self._hold.say(batch)
+        note_heard(self._kept.run_dir, batch[-1].seq)
 
     async def _read(
         self, order: RunOrder, reader: Reader, transcript: Transcript, senders: trio.Nursery
@@ -222,31 +293,20 @@ class RunActor(Actor[Message]):
                 events = [event for piece in pieces for event in _events(reader, piece)]
                 await transcript.add(events)
                 for event in events:
-                    if isinstance(event, Session) and event.is_resumable:
+                    if isinstance(event, Session) and event.is_resumable and event.id != session_id:
                         session_id = event.id
-                        senders.start_soon(self._pin, order, event.id)
+                        senders.start_soon(self._hold.pin, event.id, order.spec.work_dir)
         return session_id
 
-    async def _pin(self, order: RunOrder, session_id: str) -> None:
-        await self._tell(
-            "session",
-            wire.Session(
-                claim_token=order.task.claim_token,
-                session_id=session_id,
-                work_dir=order.spec.work_dir,
-            ),
-        )
-
     async def _judge(self, order: RunOrder, reader: Reader, session_id: str | None) -> None:
-        if self._shop.report_of(self._id) is not None:
-            return  # The first verdict stands.
         if self._kept.look() is Standing.LOST:
             await self._kept.sweep()
         end = reports.exit_of(self._kept)
         verdict = reader.finish(end, reports.stderr_tail(self._kept.run_dir))
+        if self._is_reported(order.task):
+            return  # The first verdict stands.
         changes = await self._hand_over(order, verdict)
-        report = reports.judged(order, verdict, session_id=session_id, changes=changes)
-        self._shop.outbox.put(report)
+        self._put(reports.judged(order, verdict, session_id=session_id, changes=changes))
         logger.info("task %s ended: %s, %s", self._id, end.why, type(verdict).__name__.lower())
 
     async def _hand_over(self, order: RunOrder, verdict: Verdict) -> Changes | None:
@@ -261,64 +321,37 @@ class RunActor(Actor[Message]):
                 trouble = await publish(git, path, order.branch)
             if trouble:
                 logger.warning("task %s: %s", self._id, trouble)
-        except GitFailed as failure:
+        except (GitFailed, OSError) as failure:  # The agent may have removed the directory.
             logger.warning("task %s: its changes cannot be counted: %s", self._id, failure)
             return None
         return changes
 
     async def _ping_forever(self) -> None:
         """Tell the keeper that its daemon is there (R8.2)."""
-        while True:
-            try:
+        while self._kept.look() is Standing.KEPT:
+            with trio.move_on_after(PING_S), suppress(KeeperGone, KeeperRefused):
                 await self._kept.ping()
-            except KeeperGone:
-                return
             await trio.sleep(PING_S)
 
     # Report
 
-    async def _deliver_report(self) -> None:
-        """Until it is acknowledged, whatever that takes (R6.3, R6.4)."""
-        if (report := self._shop.report_of(self._id)) is not None:
-            body = reports.body_of(report)
-            try:
-                await self._deliver(report.kind, body)
-            except LinkRefused as refused:
-                logger.warning("task %s: %s; sending less", self._id, refused)
-                await self._deliver(report.kind, reports.degraded(body))
-        shutil.rmtree(self._kept.run_dir, ignore_errors=True)
-        if report is not None:
-            self._shop.outbox.acknowledge(report.task_id, report.claim_token)
+    async def _deliver_reports(self) -> None:
+        """Until they are acknowledged, whatever that takes (R6.3, R6.4)."""
+        waiting = self._shop.outbox.of_task(str(self._id))
+        for report in waiting:
+            await self._hold.report(report)
+        self._forget(waiting)
 
     async def _abandon(self) -> None:
         """End what still runs, keep nothing to report: the task is somebody else's, or is over."""
-        try:
-            await self._kept.stop(str(FailureReason.CANCELLED))
-            await self._kept.wait_exit()
-        except KeeperGone:
-            pass
-        if self._has_begun() and self._kept.look() is Standing.LOST:
-            await self._kept.sweep()
-        report = self._shop.report_of(self._id)
-        shutil.rmtree(self._kept.run_dir, ignore_errors=True)
-        if report is not None:
+        await self._kept.end(FailureReason.CANCELLED)
+        self._forget(self._shop.outbox.of_task(str(self._id)))
+
+    def _forget(self, answered: list[Report]) -> None:
+        remove_run(self._kept.run_dir)
+        for report in answered:
             self._shop.outbox.acknowledge(report.task_id, report.claim_token)
-
-    async def _tell(self, call: str, body: wire.Request) -> None:
-        """Deliver what the run can do without, should the server not take it."""
-        try:
-            await self._deliver(call, body)
-        except LinkRefused as refused:
-            logger.warning("task %s: %s was not taken: %s", self._id, call, refused)
-
-    async def _deliver(self, call: str, body: wire.Request) -> None:
-        """Raises `Disowned`, or `LinkRefused` for any other refusal that is final."""
-        try:
-            await self._shop.link.deliver(call, body, self._id)
-        except LinkRefused as refused:
-            if refused.refusal.status in LOST_TO:
-                raise Disowned(str(refused)) from None
-            raise
+        self._shop.changed()
 
 
 def _events(reader: Reader, piece: Piece) -> list[Event]:

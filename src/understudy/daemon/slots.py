@@ -7,11 +7,11 @@ from uuid import UUID
 
 
 class Slots:
-    """Holders are runs; `freed` hears each time that there is room again."""
+    """Holders are runs; `freed` hears of each one that is over."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.freed: Callable[[], None] = lambda: None
+        self.freed: Callable[[UUID], None] = lambda _: None
         self._held: set[UUID] = set()
 
     @property
@@ -19,10 +19,13 @@ class Slots:
         """Never below zero: runs found again after a restart are kept whatever their number."""
         return max(0, self.total - len(self._held))
 
+    def holds(self, task_id: UUID) -> bool:
+        return task_id in self._held
+
     def take(self, task_id: UUID) -> None:
         self._held.add(task_id)
 
     def release(self, task_id: UUID) -> None:
         if task_id in self._held:
             self._held.discard(task_id)
-            self.freed()
+            self.freed(task_id)

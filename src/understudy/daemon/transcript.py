@@ -6,6 +6,7 @@ makes the same messages, and the server keeps each once (R6.9).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, final
 
@@ -31,6 +32,8 @@ BATCH_BYTES: Final = 64 * 1024
 BATCH_MAX: Final = 200
 UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Beyond that the reader waits for the server: the rest is safe in the spool."""
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A larger one is told of, not sent: no frame may outgrow what the server takes (R6.8)."""
 
 
 def message_of(event: Event, seq: int) -> Message | None:
@@ -63,7 +66,7 @@ class Transcript:
         self._send = send
         self._heard = heard
         self._next_seq = 0
-        self._unsent: list[Message] = []
+        self._unsent: deque[tuple[Message, int]] = deque()
         self._unsent_bytes = 0
         self._closed = False
         self._changed = trio.Event()
@@ -75,8 +78,7 @@ class Transcript:
                 continue
             self._next_seq += 1
             if message.seq > self._heard:
-                self._unsent.append(message)
-                self._unsent_bytes += len(msgspec.json.encode(message))
+                self._append(*_bounded(message))
         self._tell()
         while self._unsent_bytes > UNSENT_BYTES_MAX:
             await self._changed.wait()
@@ -101,14 +103,27 @@ class Transcript:
             while self._unsent_bytes < BATCH_BYTES and not self._closed:
                 await self._changed.wait()
 
+    def _append(self, message: Message, size: int) -> None:
+        self._unsent.append((message, size))
+        self._unsent_bytes += size
+
     def _take(self) -> list[Message]:
-        batch, size = list[Message](), 0
-        while self._unsent and size < BATCH_BYTES and len(batch) < BATCH_MAX:
-            batch.append(self._unsent.pop(0))
-            size += len(msgspec.json.encode(batch[-1]))
-        self._unsent_bytes -= size
+        batch, total = list[Message](), 0
+        while self._unsent and total < BATCH_BYTES and len(batch) < BATCH_MAX:
+            message, size = self._unsent.popleft()
+            batch.append(message)
+            total += size
+        self._unsent_bytes -= total
         return batch
 
     def _tell(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _bounded(message: Message) -> tuple[Message, int]:
+    size = len(msgspec.json.encode(message))
+    if size <= MESSAGE_BYTES_MAX:
+        return message, size
+    told = f"{message.type} of {size} bytes: too long to be kept"
+    return _bounded(Message(seq=message.seq, type="error", content=told))

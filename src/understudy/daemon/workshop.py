@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
 from understudy.core.leases import Leases
 from understudy.daemon.link import Link
-from understudy.daemon.outbox import REPORTS_MAX, Outbox, Report
+from understudy.daemon.outbox import Outbox
 from understudy.daemon.probe import Found
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.slots import Slots
@@ -29,11 +29,8 @@ class Workshop:
     environment: Mapping[str, str]
     found: dict[str, Found] = field(default_factory=dict)
     runtimes: dict[UUID, str] = field(default_factory=dict)
+    changed: Callable[[], None] = lambda: None
+    """Hears when there is something new to say of the runs."""
 
     def run_dir(self, task_id: UUID) -> Path:
         return self.runs / str(task_id)
-
-    def report_of(self, task_id: UUID) -> Report | None:
-        """What waits for the server's acknowledgement."""
-        waiting = self.outbox.pending(limit=REPORTS_MAX)
-        return next((each for each in waiting if each.task_id == str(task_id)), None)

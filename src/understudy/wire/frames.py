@@ -8,7 +8,7 @@ only grow, so a frame that crosses another on the way cannot be counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from understudy.wire.errors import Refusal, RemoteProtocolError
 
 CALLS_MAX: Final = 100
 """Calls or answers in one frame."""
+CALLS_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of their bodies together: the server takes 16 MiB, and a body alone may have 8."""
 
 
 class Call(Struct, omit_defaults=True):
@@ -132,9 +134,14 @@ class CallBook:
             raise RemoteProtocolError(f"answer to {name}: {error}") from None
 
 
-def batches(calls: Iterable[Call]) -> list[Calls]:
-    """Frames of at most `CALLS_MAX` calls each, in order."""
-    rows = list(calls)
-    return [
-        Calls(payload=rows[first : first + CALLS_MAX]) for first in range(0, len(rows), CALLS_MAX)
-    ]
+def batches(calls: Iterable[Call]) -> Iterator[Calls]:
+    """Frames within `CALLS_MAX` and `CALLS_BYTES_MAX`, in order; a larger call travels alone."""
+    batch, size = list[Call](), 0
+    for call in calls:
+        if batch and (len(batch) == CALLS_MAX or size + len(call.body) > CALLS_BYTES_MAX):
+            yield Calls(payload=batch)
+            batch, size = [], 0
+        batch.append(call)
+        size += len(call.body)
+    if batch:
+        yield Calls(payload=batch)
