@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SEEDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test check simulate mutants bench format clean
+.PHONY: help setup up demo test clis check simulate mutants bench format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(READY) ## three runs in a scratch repository, the daemon killed in the m
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest -q
+
+clis: ## the real agent CLIs, from npm, for the tests that drive them
+	tests/clis.sh
 
 check: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .

@@ -199,15 +199,19 @@ async def test_a_session_is_resumed_and_a_lost_one_refused(bench: Bench) -> None
     assert ending.verdict.session_id == lost
 
 
+def slow(refusal: Refusal, reason: FailureReason) -> pytest.ParameterSet:
+    return pytest.param(refusal, reason, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("refusal", "reason"),
     [
         (Refusal(401, "authentication_error", "invalid x-api-key"), FailureReason.AUTH),
-        (Refusal(402, "billing_error", "no credit"), FailureReason.QUOTA_EXHAUSTED),
-        (Refusal(404, "not_found_error", "model"), FailureReason.MODEL_UNAVAILABLE),
+        slow(Refusal(402, "billing_error", "no credit"), FailureReason.QUOTA_EXHAUSTED),
+        slow(Refusal(404, "not_found_error", "model"), FailureReason.MODEL_UNAVAILABLE),
         (Refusal(429, "rate_limit_error", "slow"), FailureReason.PROVIDER_OVERLOADED),
-        (Refusal(500, "api_error", "oops"), FailureReason.PROVIDER_OVERLOADED),
-        (Refusal(529, "overloaded_error", "Overloaded"), FailureReason.PROVIDER_OVERLOADED),
+        slow(Refusal(500, "api_error", "oops"), FailureReason.PROVIDER_OVERLOADED),
+        slow(Refusal(529, "overloaded_error", "Overloaded"), FailureReason.PROVIDER_OVERLOADED),
         (
             Refusal(400, "invalid_request_error", "prompt is too long: 2 > 1"),
             FailureReason.CONTEXT_OVERFLOW,

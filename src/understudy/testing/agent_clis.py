@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -143,6 +144,14 @@ class Loopback:
 
     listener: socket.socket
     enter: tuple[str, ...]
+
+
+def write_entrance(program: str, loopback: Loopback, directory: Path) -> None:
+    """A program of the same name, in `directory`, that runs the real one where only `lo` is."""
+    command = shlex.join([*loopback.enter, program])
+    entrance = directory / Path(program).name
+    entrance.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    entrance.chmod(0o755)
 
 
 @contextmanager

@@ -76,12 +76,19 @@ class Script:
 
     steps: Sequence[Step]
     requests: list[dict[str, Any]] = field(default_factory=list)  # Those that used up a step.
+    _asked: trio.Event = field(default_factory=trio.Event)
 
     def answer(self, request: dict[str, Any]) -> Step:
         if not request.get("tools"):
             return OK
         self.requests.append(request)
+        self._asked.set()
+        self._asked = trio.Event()
         return self.steps[min(len(self.requests), len(self.steps)) - 1]
+
+    async def wait_asked(self, times: int) -> None:
+        while len(self.requests) < times:
+            await self._asked.wait()
 
 
 def address(listener: socket.socket) -> str:
