@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SEEDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test clis check simulate mutants bench format clean
+.PHONY: help setup up demo test test-all clis browser check simulate mutants bench format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,14 @@ demo: $(READY) ## three runs in a scratch repository, the daemon killed in the m
 test: $(READY) ## every test
 	$(BIN)/python -m pytest -q
 
+test-all: $(READY) ## every test, the slow ones too
+	$(BIN)/python -m pytest -q -m ""
+
+browser: ## Chromium, for the tests that look at the pages
+	@tests/chromium.sh
+
 clis: ## the real agent CLIs, from npm, for the tests that drive them
-	tests/clis.sh
+	@tests/clis.sh
 
 check: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
@@ -47,8 +53,9 @@ simulate: $(READY) ## the server's actors on a real database under a virtual clo
 mutants: $(READY) ## break the guards one by one; each must turn a test red
 	$(BIN)/python tests/mutants.py
 
-bench: $(READY) ## speed, as ratios within one run
-	$(BIN)/python -m bench
+bench: $(READY) ## speed, as ratios within one run; "make bench BENCH=--quick" takes a minute
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python -m bench $(BENCH)
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .

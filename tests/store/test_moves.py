@@ -89,8 +89,8 @@ async def report(database: Database, verb: str, holder: Holder) -> Outcome:
             done = await tasks.pin_session(database, holder, session_id="x", work_dir="y")
             return done.outcome
         case _:
-            rows = [Usage(provider="claude", model="m", input_tokens=1)]
-            return (await tasks.report_usage(database, holder, rows)).outcome
+            bill = [Usage(provider="claude", model="m", input_tokens=1)]
+            return (await tasks.report_usage(database, holder, bill)).outcome
 
 
 async def everything(database: Database) -> list[object]:
