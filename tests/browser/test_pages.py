@@ -25,7 +25,6 @@ from understudy.store.tokens import Owner
 from understudy.testing.board import Board
 from understudy.testing.browser import Page, open_page
 from understudy.testing.node import Node
-from understudy.testing.postgres import kill_server
 
 PAGES = ("/", "/issues/UND-1", "/agents", "/machines", "/system")
 LIVE = "document.querySelector('#connection').dataset.state === 'live'"
@@ -208,7 +207,7 @@ async def test_without_a_database_a_form_says_that_nothing_was_lost_and_works_ag
 ) -> None:
     await page.press("c")
     await page.write("#new-issue [name=title]", "Write it down")
-    kill_server(server)
+    server.stop()
     try:
         await page.click("#new-issue button.main")
         complaint = "document.querySelector('#new-issue .complaint').innerText"

@@ -17,7 +17,6 @@ from understudy.store.embedded import EmbeddedServer
 from understudy.store.tasks import Holder
 from understudy.testing.board import Board
 from understudy.testing.node import Node
-from understudy.testing.postgres import kill_server
 
 PAGES = ("/", "/agents", "/machines", "/system")
 PARTS = ("/fragments/board", "/fragments/agents", "/fragments/machines", "/fragments/system")
@@ -297,7 +296,7 @@ async def test_nobody_sees_the_board_of_another_workspace(node: Node) -> None:
 async def test_without_a_database_a_page_says_that_nothing_was_lost(
     node: Node, server: EmbeddedServer
 ) -> None:
-    kill_server(server)
+    server.stop()
     try:
         page = await read(node, "/", status=503)
         assert "Nothing was lost" in page.words()

@@ -74,11 +74,11 @@ class Pages:
         cursor = self._site.cast.tail.mark.value
         person = await auth.person(request, self._site.database)
         shown = await self._shown(person, view)
-        return self._html(f"{name}.html", page=name, cursor=cursor, **shown)
+        return self._html(f"{name}.html", {"page": name, "cursor": cursor} | shown)
 
     async def part(self, name: str, view: View) -> Response:
         person = await auth.person(request, self._site.database)
-        return self._html(f"parts/{name}.html", **await self._shown(person, view))
+        return self._html(f"parts/{name}.html", await self._shown(person, view))
 
     async def _shown(self, person: Person, view: View) -> dict[str, object]:
         providers = await fleet.providers(self._site.database, person.workspace.id)
@@ -86,11 +86,11 @@ class Pages:
 
     def bare(self, template: str, *, status: int = 200, **context: object) -> Response:
         """For somebody who may be nobody."""
-        return self._html(template, status=status, version=self._site.version, **context)
+        return self._html(template, {"version": self._site.version} | context, status)
 
-    def _html(self, template: str, *, status: int = 200, **context: object) -> Response:
+    def _html(self, template: str, context: dict[str, object], status: int = 200) -> Response:
         return Response(
-            self._renderer.render(template, **context),
+            self._renderer.render(template, context),
             status,
             content_type="text/html; charset=utf-8",
             headers={"Cache-Control": "no-store"},

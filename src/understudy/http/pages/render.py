@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import final
 
@@ -36,7 +37,7 @@ class Renderer:
             "limit": _limit,
         }
 
-    def render(self, template: str, **context: object) -> str:
+    def render(self, template: str, context: Mapping[str, object]) -> str:
         return self._environment.get_template(template).render(context)
 
 
