@@ -692,11 +692,15 @@ begin
     return query select * from understudy.refusal(p_workspace, p_task, p_token, '{}');
     return;
   end if;
+  -- Of two rows for one model the last one counts: one statement cannot update a row twice.
   insert into understudy.usage
-    select p_task, u.provider, u.model, u.input_tokens, u.output_tokens, u.cache_read_tokens, u.cache_write_tokens
-    from jsonb_to_recordset(p_usage) as
-      u (provider text, model text, input_tokens bigint, output_tokens bigint,
-         cache_read_tokens bigint, cache_write_tokens bigint)
+    select distinct on (u.provider, u.model)
+      p_task, u.provider, u.model, u.input_tokens, u.output_tokens, u.cache_read_tokens, u.cache_write_tokens
+    from rows from (jsonb_to_recordset(p_usage) as
+      (provider text, model text, input_tokens bigint, output_tokens bigint,
+       cache_read_tokens bigint, cache_write_tokens bigint)) with ordinality as
+      u (provider, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, place)
+    order by u.provider, u.model, u.place desc
     on conflict (task_id, provider, model) do update set
       input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
       cache_read_tokens = excluded.cache_read_tokens, cache_write_tokens = excluded.cache_write_tokens;

@@ -26,7 +26,10 @@ class Priority(IntEnum):
     URGENT = 4
 
 
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""What JSON carries exactly, and sums of which stay within a bigint."""
+Indexed = Annotated[str, Meta(max_length=200)]
+"""An index of PostgreSQL holds no more than 2,700 bytes of a row."""
 
 
 class User(Struct):
@@ -151,8 +154,8 @@ class Message(Struct):
 
 
 class Usage(Struct):
-    provider: str
-    model: str
+    provider: Indexed
+    model: Indexed
     input_tokens: Count = 0
     output_tokens: Count = 0
     cache_read_tokens: Count = 0

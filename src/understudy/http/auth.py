@@ -81,9 +81,16 @@ def _cookie(request: Request) -> str | None:
     if secret and request.method not in SAFE_METHODS:
         # The browser sends the cookie along whoever made the form: the page must be our own.
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and _host(origin) != request.host:
             raise Refused(403, "forbidden", f"this page ({origin}) may not act here")
     return secret
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 async def _workspace(request: Request, database: Database, grant: Grant) -> Workspace:

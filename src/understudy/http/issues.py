@@ -93,6 +93,8 @@ async def _assigned(
     site: Site, person: auth.Person, issue: Issue, done: Assignment
 ) -> wire.Assigned:
     """Commit first, then wake whoever may claim it (R3.9)."""
+    if done.outcome.endswith("_not_found"):  # It went away meanwhile.
+        raise not_found(done.outcome.partition("_")[0])
     site.cast.committed(None)
     if done.task is not None:
         site.cast.wake(done.task)

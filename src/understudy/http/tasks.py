@@ -36,11 +36,9 @@ async def task_detail(site: Site, person: auth.Person, task_id: str) -> wire.Tas
     task = await tasks.find(database, person.workspace.id, identity)
     if task is None:
         raise not_found("task")
-    agent = await agents.find(database, person.workspace.id, str(task.agent_id))
-    assert agent is not None, "agents are archived, not deleted, while their tasks are shown"
     return wire.TaskDetail(
         task=task,
-        agent=agent,
+        agent=await agents.of_task(database, task),
         issue=await issues.find(database, person.workspace.id, str(task.issue_id)),
         runtime=await runtimes.find(database, task.runtime_id) if task.runtime_id else None,
         usage=await tasks.usage(database, identity),

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import psycopg.errors
 
-from understudy.core.records import Agent, Claim
+from understudy.core.records import Agent, Claim, Task
 from understudy.store.database import Database, read, read_all
 from understudy.wire.board import CreateAgent
 from understudy.wire.daemon import AgentBrief, ClaimedTask, IssueBrief, Repository
@@ -43,7 +43,9 @@ async def create(database: Database, workspace_id: UUID, wanted: CreateAgent) ->
 
 
 async def find(database: Database, workspace_id: UUID, name: str) -> Agent | None:
-    """By id or by name, in any case."""
+    """By id or by name, in any case; not one that was archived."""
+    if "\x00" in name:
+        return None  # PostgreSQL would not even look.
     row = await database.pool.fetchrow(
         "select * from understudy.agents where workspace_id = $1 and archived_at is null"
         " and (id::text = lower($2) or lower(name) = lower($2))",
@@ -51,6 +53,15 @@ async def find(database: Database, workspace_id: UUID, name: str) -> Agent | Non
         name,
     )
     return None if row is None else read(row, Agent)
+
+
+async def of_task(database: Database, task: Task) -> Agent:
+    """Also one that was archived since."""
+    row = await database.pool.fetchrow(
+        "select * from understudy.agents where id = $1", task.agent_id
+    )
+    assert row is not None, "a task goes with its agent"
+    return read(row, Agent)
 
 
 async def of_workspace(database: Database, workspace_id: UUID) -> list[Agent]:

@@ -59,6 +59,8 @@ async def create(
 
 async def find(database: Database, workspace_id: UUID, name: str) -> Issue | None:
     """By id, by key (`UND-7`, in any case) or by number."""
+    if "\x00" in name:
+        return None  # PostgreSQL would not even look.
     row = await database.pool.fetchrow(
         f"""{SELECT} where i.workspace_id = $1
             and (i.id::text = lower($2) or lower(w.issue_prefix || '-' || i.number) = lower($2)

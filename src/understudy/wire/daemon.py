@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from understudy.core.failures import FailureReason
-from understudy.core.records import Message, Task, Usage
+from understudy.core.records import Indexed, Message, Task, Usage
 from understudy.core.struct import Struct
 
 CLAIM_LEASE: Final = "claim-lease"
@@ -29,7 +29,7 @@ class Request(Struct, omit_defaults=True):
 class RuntimeOffer(Request):
     """A CLI that a daemon has found. `problem` says why it cannot run, with the repair (R9.4)."""
 
-    type: str = ""
+    type: Indexed = ""
     name: str = ""
     version: str = ""
     status: str = "online"
@@ -50,7 +50,7 @@ class Inventory(Request):
 
 class Register(Request):
     workspace_id: str = ""
-    daemon_id: str = ""
+    daemon_id: Indexed = ""
     device_name: str = ""
     cli_version: str = ""
     runtimes: list[RuntimeOffer] = []

@@ -88,7 +88,7 @@ def decode_from_daemon(text: str | bytes) -> FromDaemon:
     """Raise `RemoteProtocolError` for what is not a frame of a daemon."""
     try:
         frame: FromDaemon = _from_daemon.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(str(error)) from None
     return frame
 
@@ -97,7 +97,7 @@ def decode_from_server(text: str | bytes) -> FromServer:
     """Raise `RemoteProtocolError` for what is not a frame of a server."""
     try:
         frame: FromServer = _from_server.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(str(error)) from None
     return frame
 

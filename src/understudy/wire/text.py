@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import re
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from understudy.wire.errors import invalid
 
 T = TypeVar("T")
-NUL = b"\\u0000"
+NUL: Final = b"\\u0000"
+NESTING_MAX: Final = 100
+"""Far below what Python's stack bears: what was let in is encoded again, deeper in the stack."""
+STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+TOO_DEEP: Final = "the body is nested too deeply"
+BRACKETS: Final = re.compile(rb"[][{}]")
 
 
 def decode(raw: bytes, as_type: type[T]) -> T:
@@ -24,14 +30,29 @@ def decode_cleaned(raw: bytes, as_type: type[T]) -> T:
     """What an agent's machine sent: NUL characters are taken out, nothing is refused for them."""
     if NUL not in raw:
         return _decoded(raw, as_type)
-    return _converted(_cleaned(_decoded(raw, Any)), as_type)  # type: ignore[arg-type]
+    return _converted(_cleaned(_decoded(raw, Any)), as_type)
 
 
 def _decoded(raw: bytes, as_type: type[T]) -> T:
     try:
-        return msgspec.json.decode(raw or b"{}", type=as_type)
+        found = msgspec.json.decode(raw or b"{}", type=as_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(_sentence(error)) from None
+    if _is_deep(raw):
+        raise invalid(TOO_DEEP)
+    return found
+
+
+def _is_deep(raw: bytes) -> bool:
+    """Of valid JSON, where every string has its end."""
+    if raw.count(b"[") + raw.count(b"{") <= NESTING_MAX:
+        return False
+    depth = 0
+    for bracket in BRACKETS.findall(STRINGS.sub(b"", raw)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > NESTING_MAX:
+            return True
+    return False
 
 
 def _converted(value: object, as_type: type[T]) -> T:
@@ -45,7 +66,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "the body is not UTF-8"
     if isinstance(error, RecursionError):
-        return "the body is nested too deeply"
+        return TOO_DEEP
     if not isinstance(error, msgspec.ValidationError):
         return f"the body is not JSON: {error}"
     return str(error).replace(" - at `$.", ", in `").replace("`$`", "the body")
