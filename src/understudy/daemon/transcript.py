@@ -37,6 +37,7 @@ MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
 def message_of(event: Event, seq: int) -> Message | None:
+    """`content` of a tool's use and of its result is the call's id: so the two find each other."""
     match event:
         case Text(text):
             return Message(seq=seq, type="text", content=text)
@@ -68,6 +69,7 @@ class Transcript:
         self._next_seq = 0
         self._unsent: deque[tuple[Message, int]] = deque()
         self._unsent_bytes = 0
+        self._tools: dict[str, str] = {}
         self._closed = False
         self._changed = trio.Event()
 
@@ -76,12 +78,22 @@ class Transcript:
             message = message_of(event, self._next_seq)
             if message is None:
                 continue
+            message = self._named(message)
             self._next_seq += 1
             if message.seq > self._heard:
                 self._append(*_bounded(message))
         self._tell()
         while self._unsent_bytes > UNSENT_BYTES_MAX:
             await self._changed.wait()
+
+    def _named(self, message: Message) -> Message:
+        """A result with the name of the tool that was used; the CLI tells only the call's id."""
+        if message.type == "tool_use" and message.content and message.tool:
+            self._tools[message.content] = message.tool
+        elif message.type == "tool_result" and message.content:
+            tool = self._tools.pop(message.content, None)
+            return msgspec.structs.replace(message, tool=tool)
+        return message
 
     def close(self) -> None:
         """No more will come: `send_all` returns once the rest is sent."""
