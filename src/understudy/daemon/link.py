@@ -172,6 +172,7 @@ class Link:
             finally:
                 session.end()
                 self._set_session(None)
+                host.link_changed()
 
     async def _register(self, session: Session, host: Host) -> None:
         self._stale = trio.Event()
