@@ -38,7 +38,7 @@ async def test_an_assigned_issue_is_worked_on_and_comes_back_with_a_comment(
     told = (await node.person.get(f"/api/tasks/{shown['task']['id']}/messages")).json()
     assert {each["type"] for each in told} >= {"text", "tool_use", "tool_result"}
     assert [each["seq"] for each in told] == list(range(len(told)))
-    assert {each["tool"] for each in told if each["type"] == "tool_result"} == {"edit"}
+    assert {each["tool"] for each in told if each["type"] == "tool_result"} == {"write", "edit"}
     detail = (await node.person.get("/api/issues/UND-1")).json()
     assert detail["issue"]["status"] == "in_review"
     assert detail["comments"][0]["author_name"] == "Nia"
