@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Final
 
 import httpx2
@@ -18,7 +18,11 @@ POLL_S: Final = 0.1
 
 
 async def open_child(
-    arguments: list[str], environment: Mapping[str, str], *, stderr: IO[bytes] | None = None
+    arguments: list[str],
+    environment: Mapping[str, str],
+    *,
+    stderr: IO[bytes] | None = None,
+    descriptors: Sequence[int] = (),
 ) -> trio.Process:
     """`understudy` with these arguments; its stdin tells it when we are gone."""
     return await trio.lowlevel.open_process(
@@ -27,6 +31,7 @@ async def open_child(
         stdout=stderr,
         stderr=stderr,
         env={**environment, VARIABLE: "1"},
+        pass_fds=descriptors,
         start_new_session=True,  # Ctrl-C in the terminal is for us; we tell it.
     )
 

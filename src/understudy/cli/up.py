@@ -15,11 +15,14 @@ import trio
 from understudy.cli import credentials
 from understudy.cli.children import end_child, open_child, wait_answers
 from understudy.cli.credentials import Credentials, MachineKey
+from understudy.cli.hold import hold
 from understudy.config import ServerConfig
 from understudy.core.records import User, Workspace
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.daemon.probe import Found, find_clis
+from understudy.daemon.status import is_running, read_status
+from understudy.http.serve import CannotListen, open_listeners
 from understudy.server import open_database, own_database
 from understudy.store import people, tokens
 from understudy.store.database import Database
@@ -28,6 +31,8 @@ from understudy.supervisor import EXIT_CANNOT_START, open_children, supervise
 
 STOP_S: Final = 15.0
 READY_S: Final = 60.0
+LINKED_S: Final = 20.0
+POLL_S: Final = 0.1
 LINK_S: Final = 15 * 60.0
 
 
@@ -44,6 +49,12 @@ class ChildEnded(Exception):
 
 async def run_up(config: UpConfig) -> None:
     """Until Ctrl-C or SIGTERM; children stop in reverse order. Agents go on under their keepers."""
+    async with hold(config.server.home) as lock:
+        await _check_free(config)
+        await _run(config, lock)
+
+
+async def _run(config: UpConfig, lock: int) -> None:
     tree = Branch("up")
     async with open_children(stop_s=STOP_S) as children:
         server = config.server
@@ -53,13 +64,28 @@ async def run_up(config: UpConfig) -> None:
             server = replace(server, database_url=database.url)
         async with open_database(server) as opened:
             link = await _first_steps(opened, replace(config, server=server))
-        await children.start(
-            supervise, tree.child("server"), partial(_serve, server), RestartPolicy()
-        )
+        serve = partial(_serve, server, lock)
+        await children.start(supervise, tree.child("server"), serve, RestartPolicy())
         if config.with_daemon:
-            await children.start(supervise, tree.child("daemon"), _work, RestartPolicy())
+            work = partial(_work, server, lock)
+            await children.start(supervise, tree.child("daemon"), work, RestartPolicy())
         _greet(server, link, await find_clis(os.environ.get("PATH", os.defpath)))
         await trio.sleep_forever()
+
+
+async def _check_free(config: UpConfig) -> None:
+    """Before anything is started or written: else another program would answer in our place."""
+    try:
+        listeners = await open_listeners(config.server.host, config.server.port)
+    except CannotListen as error:
+        raise CannotStart(str(error)) from error
+    for listener in listeners:
+        await listener.aclose()
+    if config.with_daemon and is_running(config.server.home.daemon):
+        raise CannotStart(
+            f"a daemon runs in {config.server.home.daemon} already:"
+            " `understudy daemon stop`, or `understudy up --no-daemon`"
+        )
 
 
 async def _first_steps(database: Database, config: UpConfig) -> str:
@@ -87,28 +113,30 @@ async def _keep_keys(database: Database, address: str, user: User, workspace: Wo
     credentials.save(Credentials(server=address, key=key, machine=machine))
 
 
-async def _serve(config: ServerConfig, *, task_status: trio.TaskStatus[None]) -> None:
+async def _serve(config: ServerConfig, lock: int, *, task_status: trio.TaskStatus[None]) -> None:
     assert config.database_url is not None
     arguments = ["serve", "--host", config.host, "--port", str(config.port)]
-    environment = {"DATABASE_URL": config.database_url}
-    await _run_child(arguments, environment, partial(_wait_answers, config), task_status)
+    process = await open_child(
+        arguments, {**os.environ, "DATABASE_URL": config.database_url}, descriptors=[lock]
+    )
+    await _attend("serve", process, partial(_wait_answers, config), task_status)
 
 
-async def _work(*, task_status: trio.TaskStatus[None]) -> None:
-    await _run_child(["daemon", "run"], {}, trio.lowlevel.checkpoint, task_status)
+async def _work(config: ServerConfig, lock: int, *, task_status: trio.TaskStatus[None]) -> None:
+    process = await open_child(["daemon", "run"], os.environ, descriptors=[lock])
+    await _attend("daemon", process, partial(_wait_linked, config), task_status)
 
 
-async def _run_child(
-    arguments: list[str],
-    environment: dict[str, str],
+async def _attend(
+    name: str,
+    process: trio.Process,
     wait_ready: Callable[[], Awaitable[object]],
     task_status: trio.TaskStatus[None],
 ) -> None:
     """A process of ours as a service. It ends with us, however we end: stdin tells it."""
-    process = await open_child(arguments, {**os.environ, **environment})
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_raise_end, process, arguments[0], task_status)
+            nursery.start_soon(_raise_end, name, process)
             await wait_ready()
             task_status.started()
     finally:
@@ -116,7 +144,7 @@ async def _run_child(
             await end_child(process)
 
 
-async def _raise_end(process: trio.Process, name: str, task_status: trio.TaskStatus[None]) -> None:
+async def _raise_end(name: str, process: trio.Process) -> None:
     code = await process.wait()
     if code == EXIT_CANNOT_START:
         raise CannotStart(f"understudy {name} could not start")
@@ -128,6 +156,16 @@ async def _wait_answers(config: ServerConfig) -> None:
         await wait_answers(config.address)
         return
     raise ChildEnded(f"the server did not answer within {READY_S:.0f} s")
+
+
+async def _wait_linked(config: ServerConfig) -> None:
+    """Not for ever: it goes on trying, and its log says what is in the way."""
+    with trio.move_on_after(LINKED_S):
+        while True:
+            found = read_status(config.home.daemon)
+            if found is not None and found.is_linked:
+                return
+            await trio.sleep(POLL_S)
 
 
 def _greet(config: ServerConfig, link: str, found: list[Found]) -> None:
