@@ -193,7 +193,9 @@ async def test_an_agent_works_on_without_a_daemon_and_the_next_one_tells_all(lab
     async with lab.machine.daemon():
         task_id = await lab.assign()
         shown = await lab.machine.wait_task(task_id, lambda shown: shown["task"]["session_id"])
-        await script.wait_asked(2)
+        await lab.machine.wait_told(task_id, 3)
+        with trio.fail_after(RUN_S):
+            await script.wait_asked(2)
     [kept] = lab.machine.kept()
     agent = kept.state()
     alone.set()
@@ -209,7 +211,7 @@ async def test_an_agent_works_on_without_a_daemon_and_the_next_one_tells_all(lab
     told = await lab.machine.messages(task_id)
     assert [each["seq"] for each in told] == list(range(7))
     assert [e["content"] for e in told if e["type"] == "text"] == ["One.", "Two.", "Three."]
-    assert [each["type"] for each in told if each["tool"] == "Write"] == ["tool_use"] * 2
+    assert [each["type"] for each in told].count("tool_use") == 2
     [bill] = shown["usage"]
     assert (bill["input_tokens"], bill["output_tokens"]) == (60, 6)
     assert len((await lab.issue())["comments"]) == 1
