@@ -1,0 +1,588 @@
+"""A run, with a real keeper and a real program, against a server that says everything twice.
+
+The daemon is killed by cancelling its actor; a new actor that knows nothing stands for the next
+daemon. The program counts its own starts in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+
+from understudy.actors.actor import spawn
+from understudy.actors.mailbox import Ref
+from understudy.core.failures import FailureReason
+from understudy.core.leases import Leases
+from understudy.core.lifecycle import Move, Status
+from understudy.core.records import Message as Said
+from understudy.core.records import Priority
+from understudy.core.restarts import RestartPolicy
+from understudy.core.tree import Branch
+from understudy.daemon import kept as kept_module
+from understudy.daemon import processes, rundir
+from understudy.daemon import run as run_module
+from understudy.daemon.kept import Kept
+from understudy.daemon.link import Link, LinkRefused
+from understudy.daemon.outbox import Outbox, Report
+from understudy.daemon.record import ORDER, read_order
+from understudy.daemon.run import Again, Message, RunActor, Stop
+from understudy.daemon.rundir import Standing
+from understudy.daemon.slots import Slots
+from understudy.daemon.workshop import Workshop
+from understudy.testing.desk import Desk
+from understudy.wire.daemon import AgentBrief, ClaimedTask, Complete, Fail, Repository
+from understudy.wire.errors import Refusal
+
+WORK = """
+echo started >> "$STARTS"
+echo '{"type":"session","id":"s1","resumable":true}'
+echo one; echo two
+echo '{"type":"usage","model":"m","input_tokens":3,"output_tokens":4}'
+echo '{"type":"result","output":"done"}'
+"""
+WORK_ON = """
+echo started >> "$STARTS"
+echo '{"type":"usage","model":"m","input_tokens":3,"output_tokens":4}'
+echo working
+exec sleep 600
+"""
+FENCED = Refusal(error="another claim holds it", code="fenced", status=409)
+INVALID = Refusal(error="no", code="invalid_request", status=400)
+
+
+async def nothing(_: str) -> None: ...
+
+
+@dataclass
+class Server:
+    """One task, fenced; and the link to it, on which each call is made twice."""
+
+    token: uuid.UUID | None
+    status: str = "dispatched"
+    said: dict[int, Said] = field(default_factory=dict)
+    usage: list[Any] = field(default_factory=list)
+    reports: list[Complete | Fail] = field(default_factory=list)
+    refusals: dict[str, deque[Refusal]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    at: Callable[[str], Awaitable[None]] = nothing
+
+    async def deliver(self, name: str, body: Any, subject: uuid.UUID) -> None:
+        for _ in range(2):
+            await self.at(f"before {name}")
+            self.calls.append(name)
+            self._do(name, body)
+            await self.at(f"after {name}")
+
+    call = deliver
+
+    def refuse(self, name: str, *refusals: Refusal) -> None:
+        self.refusals[name] = deque(refusals)
+
+    def _do(self, name: str, body: Any) -> None:
+        if self.refusals.get(name):
+            raise LinkRefused(self.refusals[name].popleft())
+        if body.claim_token != self.token:
+            raise LinkRefused(FENCED)
+        match name:
+            case "start":
+                self._move({"dispatched", "running"}, "running")
+            case "messages":
+                self._move({"running"}, "running")
+                for message in body.messages:
+                    assert self.said.setdefault(message.seq, message) == message
+            case "usage":
+                self.usage = body.usage
+            case "complete" | "fail":
+                self._end(name, body)
+            case _:
+                pass
+
+    def _end(self, name: str, body: Complete | Fail) -> None:
+        if self.reports:
+            assert body == self.reports[0], "a replay says the same"
+        else:
+            self._move({"running"} if name == "complete" else {"running", "dispatched"}, name)
+            self.reports.append(body)
+
+    def _move(self, leaves: set[str], enters: str) -> None:
+        if self.status not in leaves:
+            raise LinkRefused(FENCED)
+        self.status = enters
+
+
+@dataclass
+class Bench:
+    task: ClaimedTask
+    shop: Workshop
+    server: Server
+    starts: Path
+    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ref: Ref[Message] = field(init=False)
+    started: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.shop.run_dir(self.task.id))
+
+    def times_started(self) -> int:
+        return self.starts.read_text().count("started") if self.starts.exists() else 0
+
+    async def run(self, task: ClaimedTask | None) -> bool:
+        """Live as a daemon would; false when the daemon was killed."""
+        over = trio.Event()
+        self.shop.slots = Slots(2)
+        self.shop.slots.freed = lambda _: over.set()
+        with trio.CancelScope() as self.life:
+            async with trio.open_nursery() as nursery:
+                self.ref = await spawn(
+                    nursery,
+                    Branch("run"),
+                    lambda: RunActor(self.task.id, task, self.shop),
+                    mailbox_max=8,
+                    policy=RestartPolicy(delay_s=0.01),
+                )
+                self.started.set()
+                await over.wait()
+                nursery.cancel_scope.cancel()
+            return True
+        return False
+
+    def kill_at(self, site: str) -> None:
+        """Sites are the calls, and the two changes that are only on disk."""
+        changes = iter(["order written", "report put"])
+        is_done = False
+
+        def kill(name: str) -> None:
+            nonlocal is_done
+            if name == site and not is_done:
+                is_done = True
+                self.life.cancel()
+
+        async def at(name: str) -> None:
+            kill(name)
+            await trio.lowlevel.checkpoint()
+
+        self.server.at = at
+        self.shop.changed = lambda: kill(next(changes, ""))
+
+    async def wait_working(self) -> None:
+        await self.wait(lambda: 0 in self.server.said)
+
+    async def wait(self, condition: Callable[[], object]) -> None:
+        while not condition():  # noqa: ASYNC110  Files and processes send no event.
+            await trio.sleep(0.01)
+
+
+def claimed(desk: Desk, script: str, starts: Path) -> ClaimedTask:
+    at, agent_id = datetime(2026, 1, 1, tzinfo=UTC), desk.ids["agent"]
+    return ClaimedTask(
+        id=uuid.uuid4(),
+        agent_id=agent_id,
+        workspace_id=desk.ids["workspace"],
+        provider="command",
+        status=Status.DISPATCHED,
+        move=Move.CLAIM,
+        trigger="assign",
+        priority=Priority.NONE,
+        attempt=1,
+        max_attempts=2,
+        created_at=at,
+        claim_token=uuid.uuid4(),
+        claim_expires_at=at,
+        agent=AgentBrief(
+            id=agent_id,
+            name="Nia",
+            custom_args=["sh", "-c", script],
+            custom_env={"STARTS": str(starts)},
+        ),
+    )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    desk = Desk(tmp_path)
+    (tmp_path / "runs").mkdir()
+    task = claimed(desk, WORK, tmp_path / "starts")
+    server = Server(task.claim_token)
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        shop = Workshop(
+            workspace_id=str(task.workspace_id),
+            runs=tmp_path / "runs",
+            link=cast(Link, server),
+            outbox=outbox,
+            repositories=desk.repositories,
+            slots=Slots(2),
+            leases=Leases(),
+            environment=desk.env,
+        )
+        bench = Bench(task, shop, server, tmp_path / "starts")
+        with trio.fail_after(60):
+            yield bench
+            await bench.kept.end("cancelled")
+            while left := processes.marked(str(task.id)):
+                processes.send(left, signal.SIGKILL)
+                await trio.sleep(0.01)
+
+
+def working_on(bench: Bench) -> None:
+    agent = msgspec.structs.replace(bench.task.agent, custom_args=["sh", "-c", WORK_ON])
+    bench.task = msgspec.structs.replace(bench.task, agent=agent)
+
+
+def assert_completed(bench: Bench) -> None:
+    assert bench.times_started() == 1
+    assert [bench.server.said[n].content for n in range(2)] == ["one", "two"]
+    assert sorted(bench.server.said) == [0, 1]
+    assert [(each.input_tokens, each.output_tokens) for each in bench.server.usage] == [(3, 4)]
+    (report,) = bench.server.reports
+    assert isinstance(report, Complete)
+    assert (report.output, report.session_id) == ("done", "s1")
+    assert_clean(bench)
+
+
+def assert_clean(bench: Bench) -> None:
+    assert bench.shop.outbox.claims() == []
+    assert not bench.kept.run_dir.exists()
+    assert bench.shop.slots.free == 2
+
+
+def failure(bench: Bench) -> Fail:
+    (report,) = bench.server.reports
+    assert isinstance(report, Fail)
+    return report
+
+
+# Killed
+
+
+async def test_a_run_is_started_followed_and_reported(bench: Bench) -> None:
+    """R2.6, also when every answer is lost once."""
+    assert await bench.run(bench.task)
+    assert_completed(bench)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        "order written", "before start", "after start", "before session", "before messages",
+        "after messages", "report put", "before usage", "after usage", "before complete",
+        "after complete",
+    ],
+)  # fmt: skip
+async def test_no_step_at_which_a_daemon_is_killed_loses_or_doubles_a_run(
+    bench: Bench, site: str
+) -> None:
+    """R6.4, R8.1"""
+    bench.kill_at(site)
+    assert not await bench.run(bench.task)
+    assert await bench.run(None)
+    assert_completed(bench)
+
+
+async def test_a_daemon_killed_before_the_order_was_written_leaves_nothing_to_report(
+    bench: Bench,
+) -> None:
+    """R3.8: nothing had begun; the claim expires."""
+    assert await bench.run(None)
+    assert (bench.server.calls, bench.times_started()) == ([], 0)
+    assert_clean(bench)
+
+
+async def test_a_killed_daemon_stops_no_agent(bench: Bench, nursery: trio.Nursery) -> None:
+    """R8.1: three daemons, one agent; and the last one is told to stop it."""
+    working_on(bench)
+    for task in (bench.task, None):
+        nursery.start_soon(bench.run, task)
+        await bench.wait_working()
+        bench.life.cancel()
+        bench.server.said.clear()
+        (bench.kept.run_dir / "heard").unlink(missing_ok=True)
+        assert bench.kept.look() is Standing.KEPT
+    nursery.start_soon(bench.run, None)
+    await bench.wait_working()
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.CANCELLED
+    assert bench.times_started() == 1
+
+
+async def test_a_keeper_that_was_killed_is_reported_and_its_agent_is_gone(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R8.1"""
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    os.kill(bench.kept.state().keeper_pid, signal.SIGKILL)
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.KEEPER_LOST
+    assert processes.marked(str(bench.task.id)) == []
+
+
+# Every path ends in a report
+
+
+async def test_a_preparation_that_fails_is_reported(bench: Bench) -> None:
+    """R9.6"""
+    task = msgspec.structs.replace(bench.task, repos=[Repository(url="/nowhere/at/all")])
+    assert await bench.run(task)
+    assert failure(bench).failure_reason == FailureReason.PREPARE_FAILED
+    assert bench.times_started() == 0
+    assert_clean(bench)
+
+
+async def test_a_provider_nobody_knows_is_reported(bench: Bench) -> None:
+    """R9.6"""
+    assert await bench.run(msgspec.structs.replace(bench.task, provider="abacus"))
+    assert failure(bench).failure_reason == FailureReason.MISSING_CONFIG
+    assert_clean(bench)
+
+
+async def test_a_start_that_is_refused_for_good_is_reported(bench: Bench) -> None:
+    """R9.6"""
+    bench.server.refuse("start", INVALID)
+    assert await bench.run(bench.task)
+    assert "refused the start" in failure(bench).error
+    assert bench.times_started() == 0
+    assert_clean(bench)
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_a_claim_that_is_void_starts_nothing_and_frees_the_slot(
+    bench: Bench, status: int
+) -> None:
+    """R3.5"""
+    bench.server.refuse("start", Refusal(error="gone", code="x", status=status))
+    assert await bench.run(bench.task)
+    assert (bench.server.reports, bench.times_started()) == ([], 0)
+    assert_clean(bench)
+
+
+async def test_a_run_that_crashes_its_actor_is_ended_and_reported(bench: Bench) -> None:
+    """R9.6: here by an order of a version that knew another provider."""
+    working_on(bench)
+    bench.kill_at("after messages")
+    assert not await bench.run(bench.task)
+    path = bench.kept.run_dir / ORDER
+    path.write_text(path.read_text().replace('"command"', '"abacus"'))
+    assert await bench.run(None)
+    assert "KeyError: abacus" in failure(bench).error.replace("'", "")
+    assert processes.marked(str(bench.task.id)) == []
+    assert_clean(bench)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": 99}', "\udcff"])
+async def test_an_order_nobody_can_read_loses_no_directory_under_a_living_agent(
+    bench: Bench, damage: str
+) -> None:
+    """R6.2: the agent is ended, what it left is kept, and the server hears that it is gone."""
+    working_on(bench)
+    bench.kill_at("after messages")
+    assert not await bench.run(bench.task)
+    (bench.kept.run_dir / ORDER).write_bytes(damage.encode(errors="surrogateescape"))
+    assert await bench.run(None)
+    assert processes.marked(str(bench.task.id)) == []
+    (aside,) = bench.shop.runs.iterdir()
+    assert "working" in (aside / rundir.OUT).read_text()
+    assert bench.server.reports == []
+
+
+async def test_a_full_disk_delays_a_report_and_turns_no_success_into_a_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6.3, R9.6"""
+    monkeypatch.setattr(run_module, "AGAIN_S", 0.01)
+    bench.kill_at("report put")
+    assert not await bench.run(bench.task)
+    bench.shop.outbox.acknowledge(str(bench.task.id), str(bench.task.claim_token))
+    database = bench.shop.outbox._database
+    (pages,) = database.execute("pragma page_count").fetchone()
+    filler = Report("filler", "token", "fail", b"x" * 100_000)
+    database.execute(f"pragma max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        bench.shop.outbox.put(filler)
+    bench.shop.outbox = cast(Outbox, Full(bench.shop.outbox, times=5))
+    assert await bench.run(None)
+    assert_completed(bench)
+
+
+@dataclass
+class Full:
+    """An outbox on a disk that has room again after a while."""
+
+    outbox: Outbox
+    times: int
+
+    def put(self, report: Report) -> bool:
+        self.times -= 1
+        if self.times == 0:
+            self.outbox._database.execute("pragma max_page_count = 100000")
+        if self.times > 0:
+            report = Report("filler", str(self.times), "fail", b"x" * 100_000)
+        return self.outbox.put(report)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.outbox, name)
+
+
+# What the server does not take
+
+
+async def test_one_message_that_is_refused_costs_no_other(bench: Bench) -> None:
+    """R6.9: the batch as a whole, then one half of it."""
+    bench.server.refuse("messages", INVALID, INVALID)
+    assert await bench.run(bench.task)
+    assert sorted(bench.server.said) == [1]
+    assert bench.server.status == "complete"
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+async def test_a_result_that_is_refused_is_told_in_less_words(bench: Bench, refusals: int) -> None:
+    """R6.3, R6.8: without its details, and at last that it cannot be told."""
+    bench.server.refuse("complete", *[INVALID] * refusals)
+    assert await bench.run(bench.task)
+    (report,) = bench.server.reports
+    match report:
+        case Complete():
+            assert (refusals, report.output, report.work_dir) == (1, "done", None)
+        case Fail():
+            assert (refusals, "refused the result" in report.error) == (2, True)
+    assert_clean(bench)
+
+
+async def test_a_void_claim_ends_the_agent_and_bills_what_it_spent(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R6.7, R7.3"""
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.server.status = "cancelled"
+    bench.server.refuse("messages", FENCED)
+    bench.server.said.clear()
+    (bench.kept.run_dir / "heard").unlink()
+    bench.life.cancel()
+    assert await bench.run(None)
+    assert processes.marked(str(bench.task.id)) == []
+    assert [each.input_tokens for each in bench.server.usage] == [3]
+    assert bench.server.calls.index("usage") < bench.server.calls.index("fail")
+    assert_clean(bench)
+
+
+async def test_a_result_that_was_there_is_sent_though_the_server_gave_the_task_up(
+    bench: Bench,
+) -> None:
+    """R6.5: it may still take it; its messages it does not."""
+    bench.server.refuse("messages", FENCED)
+    assert await bench.run(bench.task)
+    (report,) = bench.server.reports
+    assert isinstance(report, Complete)
+    assert_clean(bench)
+
+
+# Given out again
+
+
+async def test_a_task_given_out_again_is_started_under_its_new_claim(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R3.5: its old claim waited for an answer to `start` when it expired."""
+    waiting = trio.Event()
+
+    async def at(site: str) -> None:
+        if site == "before start" and bench.server.token == bench.task.claim_token:
+            waiting.set()
+            await trio.sleep_forever()
+
+    bench.server.at = at
+    nursery.start_soon(bench.run, bench.task)
+    await waiting.wait()
+    fresh = msgspec.structs.replace(bench.task, claim_token=uuid.uuid4())
+    bench.server.token = fresh.claim_token
+    bench.ref.tell_nowait(Again(fresh))
+    await bench.wait(lambda: bench.server.reports)
+    await bench.wait(lambda: bench.shop.slots.free == 2)
+    assert_completed(bench)
+
+
+async def test_an_agent_under_a_void_claim_is_gone_before_the_next_one_starts(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R3.5, R6.2"""
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    first = bench.kept.state()
+    fresh = msgspec.structs.replace(bench.task, claim_token=uuid.uuid4())
+    bench.server.token, bench.server.status = fresh.claim_token, "dispatched"
+    bench.ref.tell_nowait(Again(fresh))
+    await bench.wait(lambda: bench.times_started() == 2)
+    assert first.agent_pid is not None
+    assert processes.identify(first.agent_pid) is None
+    order = read_order(bench.kept.run_dir)
+    assert order is not None
+    assert order.task.claim_token == fresh.claim_token
+
+
+async def test_the_same_claim_pushed_twice_changes_nothing(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.ref.tell_nowait(Again(bench.task))
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await bench.wait(lambda: bench.server.reports)
+    assert bench.times_started() == 1
+
+
+# Stopped
+
+
+async def test_a_run_stopped_while_it_is_prepared_never_starts(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R7.1"""
+    held, let_go = trio.Event(), trio.Event()
+
+    async def at(site: str) -> None:
+        if site == "before start":
+            held.set()
+            await let_go.wait()
+
+    bench.server.at = at
+    nursery.start_soon(bench.run, bench.task)
+    await held.wait()
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await trio.testing.wait_all_tasks_blocked()
+    let_go.set()
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.CANCELLED
+    assert bench.times_started() == 0
+
+
+async def test_a_keeper_that_hangs_cannot_hold_a_run_up(
+    bench: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7.2: it is killed, and its agent with it."""
+    monkeypatch.setattr(kept_module, "END_S", 0.5)
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    os.kill(bench.kept.state().keeper_pid, signal.SIGSTOP)
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.KEEPER_LOST
+    assert processes.marked(str(bench.task.id)) == []
