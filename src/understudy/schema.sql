@@ -418,6 +418,10 @@ create trigger comment_event after insert or update or delete on understudy.comm
 --   not_found  no such task in this workspace
 --
 -- A null token acts only on a row without one (R3.6): `is not distinct from` says so.
+--
+-- Locks are taken in one order: the issue, the agents by id, the tasks. So an assignment that waits
+-- for the pending row of a task that is being started cannot hold what the start waits for; and of
+-- two runs that end together, the second sees the first ended when it asks whether others go on.
 
 create function understudy.enqueue_task(
   p_id uuid, p_issue understudy.issues, p_agent understudy.agents, p_trigger text
@@ -566,6 +570,8 @@ end $$;
 create function understudy.start_task(p_workspace uuid, p_task uuid, p_token uuid)
 returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
+  perform 1 from understudy.issues i join understudy.tasks t on t.issue_id = i.id
+    where t.id = p_task and t.workspace_id = p_workspace for no key update of i;
   update understudy.tasks
     set status = 'running', move = 'start', claim_expires_at = null, started_at = understudy.now()
     where id = p_task and workspace_id = p_workspace and status = 'dispatched'
@@ -584,6 +590,8 @@ create function understudy.complete_task(
   p_workspace uuid, p_task uuid, p_token uuid, p_result jsonb, p_session text, p_work_dir text, p_comment uuid
 ) returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
+  perform 1 from understudy.issues i join understudy.tasks t on t.issue_id = i.id
+    where t.id = p_task and t.workspace_id = p_workspace for no key update of i;
   update understudy.tasks
     set status = 'completed', move = 'complete', result = p_result, completed_at = understudy.now(),
         session_id = coalesce(p_session, session_id), work_dir = coalesce(p_work_dir, work_dir)
@@ -611,6 +619,8 @@ create function understudy.fail_task(
   p_workspace uuid, p_task uuid, p_token uuid, p_reason text, p_error text, p_session text, p_work_dir text
 ) returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
+  perform 1 from understudy.issues i join understudy.tasks t on t.issue_id = i.id
+    where t.id = p_task and t.workspace_id = p_workspace for no key update of i;
   update understudy.tasks
     set status = 'failed', move = 'fail', failure_reason = p_reason, error = p_error,
         completed_at = understudy.now(), claim_expires_at = null,

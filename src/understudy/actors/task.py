@@ -25,6 +25,8 @@ from understudy.store.tasks import Holder, Moved, Outcome
 from understudy.wire.daemon import Complete, Fail, Messages, Progress, Session, UsageReport
 
 IDLE_S: Final = 120.0
+OVER: Final = 2**31
+"""Above every message: who watches hears of the end at once."""
 
 Report: TypeAlias = Progress | Messages | Session | UsageReport | Complete | Fail
 
@@ -77,6 +79,8 @@ class TaskActor(Actor[Message]):
         message.reply(moved)
         if moved.outcome is Outcome.MOVED:
             self._committed(moved)
+            if moved.task is not None and moved.task.status in TERMINAL:
+                self._newest.raise_to(OVER)
         self.deadline = trio.current_time() + IDLE_S
         if moved.task is None or moved.task.status in TERMINAL:
             self.stop()

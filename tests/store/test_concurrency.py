@@ -1,0 +1,116 @@
+"""Many at once on a real server: what gate A cannot show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from functools import partial
+from random import Random
+from uuid import UUID
+
+import pytest
+import trio
+
+from understudy.core.failures import FailureReason
+from understudy.core.records import Claim
+from understudy.store import issues, tasks
+from understudy.store.connection import open_connection
+from understudy.store.database import Database
+from understudy.store.pool import Pool
+from understudy.store.tasks import Holder, Outcome
+from understudy.testing.auditor import Auditor
+from understudy.testing.board import Board
+
+CLAIMERS, TASKS = 16, 400
+LIMITS = [1, 1, 1, 2, 2, 3, 4, 6, 8, 20]
+REPORT = {"session_id": None, "work_dir": None}
+
+
+@pytest.fixture
+async def crowd(dsn: str, database: Database) -> AsyncIterator[Board]:
+    """A board with a connection for everybody."""
+    pool = Pool(partial(open_connection, dsn), size=CLAIMERS)
+    yield await Board.set_up(Database(pool, Random(1)))
+    await pool.aclose()
+
+
+def held(claim: Claim) -> Holder:
+    return Holder(claim.task.workspace_id, claim.task.id, claim.claim_token)
+
+
+async def run(database: Database, claim: Claim) -> None:
+    assert (await tasks.start(database, held(claim))).outcome is Outcome.MOVED
+    done = await tasks.complete(database, held(claim), {"output": "x"}, **REPORT)
+    assert done.outcome is Outcome.MOVED
+
+
+async def test_16_claimers_take_400_tasks_once_each_within_every_limit(crowd: Board) -> None:
+    """R3.1 to R3.4, R3.11: 10 agents, each with a limit; nobody is twice on an issue."""
+    database = crowd.database
+    agents = [await crowd.agent(f"Agent {n}", max_concurrent_tasks=m) for n, m in enumerate(LIMITS)]
+    for number in range(TASKS):
+        issue = await crowd.issue(f"Issue {number}")
+        await crowd.assign(issue, agents[number % len(agents)])
+    places = [await crowd.runtime(f"daemon {n % 4}") for n in range(CLAIMERS)]
+    taken: Counter[UUID] = Counter()
+
+    async def work(runtime_id: UUID) -> None:
+        while sum(taken.values()) < TASKS:
+            for claim in await crowd.claim(runtime_id=runtime_id, slots=4):
+                taken[claim.task.id] += 1
+                await run(database, claim)
+
+    with trio.fail_after(120):
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                nursery.start_soon(work, place.id)
+    assert len(taken) == TASKS
+    assert set(taken.values()) == {1}
+    auditor = Auditor()
+    limits = {agent.id: limit for agent, limit in zip(agents, LIMITS, strict=True)}
+    await auditor.examine(database, limits)
+    wrong = [each for each in auditor.violations if "comments" not in each and "nobody" not in each]
+    assert wrong == []
+
+
+async def test_the_last_two_of_an_issue_that_end_together_move_it_on(crowd: Board) -> None:
+    """R2.3, R5.6: each sees the other still at work, unless they take turns."""
+    database = crowd.database
+    other = await crowd.agent("Zed", max_concurrent_tasks=1000)
+    for number in range(25):
+        issue = await crowd.issue(f"Issue {number}")
+        await crowd.assign(issue)
+        await crowd.assign(issue, other)
+        claims = await crowd.claim(slots=2)
+        for claim in claims:
+            await tasks.start(database, held(claim))
+        first, second = claims
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(tasks.complete, database, held(first), {"output": "x"}, **REPORT)
+            )
+            nursery.start_soon(
+                partial(tasks.fail, database, held(second), FailureReason.AUTH, "x", **REPORT)
+            )
+        found = await issues.find(database, crowd.workspace_id, issue.key)
+        assert found is not None
+        assert found.status in {"todo", "in_review"}
+
+
+async def test_assigning_and_starting_at_once_do_not_deadlock(crowd: Board) -> None:
+    """Both need the issue and the task; whoever waits, waits in one order."""
+    database = crowd.database
+    other = await crowd.agent("Zed", max_concurrent_tasks=1000)
+    for number in range(25):
+        issue = await crowd.issue(f"Issue {number}")
+        await crowd.assign(issue)
+        (claim,) = await crowd.claim()
+        await crowd.assign(issue, other)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(crowd.assign, issue)
+                nursery.start_soon(crowd.assign, issue, other)
+            nursery.start_soon(tasks.start, database, held(claim))
+        for each in [claim, *await crowd.claim(slots=10)]:
+            reason = FailureReason.AUTH
+            await tasks.fail(database, held(each), reason, "x", **REPORT)
