@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from typing import Any
+from urllib.error import HTTPError
 
 SERVER = os.environ.get("UNDERSTUDY_SERVER", "http://127.0.0.1:7717")
 TOKEN = os.environ.get("UNDERSTUDY_TOKEN", "")
@@ -65,7 +66,7 @@ def follow(path: str) -> Iterator[tuple[str, Any]]:
                         headers["Last-Event-ID"] = event["id"]
                     yield event["event"], json.loads(event["data"])
         except (OSError, HTTPException) as error:
-            if isinstance(error, urllib.request.HTTPError) and error.code < 500:
+            if isinstance(error, HTTPError) and error.code < 500:
                 raise  # It will say the same again.
         time.sleep(RECONNECT_S)
 

@@ -47,9 +47,9 @@ async def test_the_command_agent_comments_on_the_links_that_lead_nowhere(
     assert [(each["type"], each["tool"], each["output"]) for each in told] == [
         ("text", None, None),
         ("tool_use", "check_links", None),
-        ("tool_result", None, "All links lead somewhere."),
+        ("tool_result", "check_links", "All links lead somewhere."),
         ("tool_use", "check_links", None),
-        ("tool_result", None, lost),
+        ("tool_result", "check_links", lost),
     ]
     assert told[3]["input"] == {"path": "docs/a b.md"}
 
