@@ -230,3 +230,14 @@ async def test_the_inventory_is_answered_task_by_task(node: Node) -> None:
     assert answer["verdicts"] == {task["id"]: "keep", gone["task_id"]: "stop"}
     answer = await register(node, inventory={"running": [stale], "finished": [gone]})
     assert answer["verdicts"] == {task["id"]: "stop", gone["task_id"]: "send"}
+
+
+async def test_people_see_that_an_agents_variable_is_set_and_not_to_what(node: Node) -> None:
+    """R9.5: its value may be a key; only the run gets it."""
+    body = {"name": "Nia", "provider": "scripted", "custom_env": {"API_KEY": "sk-very-secret"}}
+    made = await node.person.post("/api/agents", json=body)
+    task = await claimed(node)
+    assert task["agent"]["custom_env"] == {"API_KEY": "sk-very-secret"}
+    told = [made, await node.person.get("/api/agents")]
+    told.append(await node.person.get(f"/api/tasks/{task['id']}"))
+    assert all("API_KEY" in each.text and "sk-very-secret" not in each.text for each in told)

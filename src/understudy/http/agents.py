@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
 from quart import Blueprint, Response, request
 
 from understudy.core.records import Agent
@@ -13,6 +16,8 @@ from understudy.store import agents, runtimes
 from understudy.wire import board as wire
 from understudy.wire.errors import Refused, invalid, not_found
 
+HIDDEN: Final = "•••"
+
 
 def blueprint(site: Site) -> Blueprint:
     routes = Blueprint("agents", __name__)
@@ -21,7 +26,8 @@ def blueprint(site: Site) -> Blueprint:
     @routes.get("/api/agents")
     async def list_agents() -> Response:
         person = await auth.person(request, database)
-        return answer(await agents.of_workspace(database, person.workspace.id))
+        found = await agents.of_workspace(database, person.workspace.id)
+        return answer([shown(each) for each in found])
 
     @routes.post("/api/agents")
     async def create_agent() -> Response:
@@ -32,7 +38,7 @@ def blueprint(site: Site) -> Blueprint:
             made = await agents.create(database, person.workspace.id, wanted)
         except agents.AgentExists:
             raise Refused(409, "exists", f"there is an agent named {wanted.name} already") from None
-        return answer(made, 201)
+        return answer(shown(made), 201)
 
     @routes.get("/api/runtimes")
     async def list_runtimes() -> Response:
@@ -40,6 +46,12 @@ def blueprint(site: Site) -> Blueprint:
         return answer(await runtimes.of_workspace(database, person.workspace.id))
 
     return routes
+
+
+def shown(agent: Agent) -> Agent:
+    """As people see it: that a variable is set, not to what. Its value may be a key (R9.5)."""
+    hidden = dict.fromkeys(agent.custom_env, HIDDEN)
+    return msgspec.structs.replace(agent, custom_env=hidden, mcp_config=None)
 
 
 async def find_agent(site: Site, person: auth.Person, name: str) -> Agent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quart import Blueprint, Response, request
 
 from understudy.http import auth
+from understudy.http.agents import shown
 from understudy.http.errors import answer
 from understudy.http.site import Site
 from understudy.store import agents, issues, runtimes, tasks
@@ -38,7 +39,7 @@ async def task_detail(site: Site, person: auth.Person, task_id: str) -> wire.Tas
         raise not_found("task")
     return wire.TaskDetail(
         task=task,
-        agent=await agents.of_task(database, task),
+        agent=shown(await agents.of_task(database, task)),
         issue=await issues.find(database, person.workspace.id, str(task.issue_id)),
         runtime=await runtimes.find(database, task.runtime_id) if task.runtime_id else None,
         usage=await tasks.usage(database, identity),
