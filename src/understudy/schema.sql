@@ -504,9 +504,11 @@ declare
   place understudy.runtimes;
 begin
   select * into place from understudy.runtimes where id = p_runtime;
-  -- A claim proves that the runtime lives: only then do its expired claims go back (R3.8).
-  update understudy.tasks
-    set status = 'queued', move = 'requeue', claim_token = null, claim_expires_at = null, dispatched_at = null
+  -- A claim proves that the runtime lives: only then do its expired claims go back (R3.8), to
+  -- whichever runtimes the agent may use: this one may die, or have no room.
+  update understudy.tasks t
+    set status = 'queued', move = 'requeue', claim_token = null, claim_expires_at = null, dispatched_at = null,
+        runtime_id = (select a.runtime_id from understudy.agents a where a.id = t.agent_id)
     where runtime_id = p_runtime and status = 'dispatched' and claim_expires_at <= understudy.now();
   perform 1 from understudy.agents
     where workspace_id = place.workspace_id and provider = place.provider and archived_at is null

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
 from random import Random
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import trio
@@ -114,3 +114,38 @@ async def test_assigning_and_starting_at_once_do_not_deadlock(crowd: Board) -> N
         for each in [claim, *await crowd.claim(slots=10)]:
             reason = FailureReason.AUTH
             await tasks.fail(database, held(each), reason, "x", **REPORT)
+
+
+async def test_a_claim_waits_for_another_of_the_same_agent(crowd: Board, dsn: str) -> None:
+    """R3.2, R3.3: else an urgent task that comes in between would be one too many."""
+    narrow = await crowd.agent("Narrow", max_concurrent_tasks=1)
+    await crowd.assign(await crowd.issue("Old"), narrow)
+    other = await crowd.runtime("other-daemon")
+    taken: list[Claim] = []
+
+    async def claim() -> None:
+        taken.extend(await crowd.claim(runtime_id=other.id))
+
+    first = await open_connection(dsn)
+    async with trio.open_nursery() as nursery, first.transaction():
+        rows = await first.fetch(
+            "select id from understudy.claim_tasks($1, $2, true, interval '60 s')",
+            crowd.runtime_id,
+            [uuid4()],
+        )
+        assert len(rows) == 1
+        await crowd.assign(await crowd.issue("Urgent", priority=4), narrow)
+        nursery.start_soon(claim)
+        with trio.fail_after(30):
+            while not taken and not await is_somebody_waiting(crowd.database):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    first.close()
+    assert taken == []
+
+
+async def is_somebody_waiting(database: Database) -> bool:
+    found: bool = await database.pool.fetchval(
+        "select exists (select from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database())"
+    )
+    return found

@@ -25,6 +25,7 @@ from understudy.store.errors import DatabaseUnavailable
 from understudy.wire.errors import invalid, not_found
 
 PING_S: Final = 15.0
+AWAY_S: Final = 1.0
 PAGE_MAX: Final = 500
 
 Chunks = AsyncIterator[bytes]
@@ -86,7 +87,11 @@ async def _events(site: Site, workspace_id: UUID, after: int) -> Chunks:
     yield b"retry: 1000\n: hello\n\n"  # So that the headers leave at once.
 
     async def news() -> tuple[list[Event], int]:
-        return await broadcast.follow(site.cast.tail, site.database, workspace_id, after)
+        try:
+            return await broadcast.follow(site.cast.tail, site.database, workspace_id, after)
+        except DatabaseUnavailable:  # Only for history; the reader waits as the tail does.
+            await trio.sleep(AWAY_S)
+            return [], after
 
     while not site.stopping.is_set():
         found = await _or_stopping(site, news)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +23,13 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def throwaway_server(binaries: Binaries | None = None) -> Iterator[EmbeddedServer]:
+def throwaway_server(
+    binaries: Binaries | None = None, *, settings: Mapping[str, str] = HASTY
+) -> Iterator[EmbeddedServer]:
     """A running server. It may be stopped and started in between."""
     with TemporaryDirectory(prefix="understudy-") as directory:
         Path(directory).chmod(0o711)  # If we are root the server is somebody else.
-        server = EmbeddedServer(Path(directory, "postgres"), binaries=binaries, settings=HASTY)
+        server = EmbeddedServer(Path(directory, "postgres"), binaries=binaries, settings=settings)
         server.start()
         try:
             yield server
