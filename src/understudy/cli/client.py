@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn, final
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +17,8 @@ from understudy.cli import credentials
 CALL_S: Final = 30.0
 STREAM_SILENCE_S: Final = 60.0
 """The server pings a stream every 15 s."""
+RECONNECT_S: Final = 60.0
+RECONNECT_PAUSE_S: Final = 1.0
 
 FAILED, USAGE, NOT_FOUND, CONFLICT, FORBIDDEN, AWAY = 1, 2, 3, 4, 5, 6
 """Exit codes, by the class of failure. `tasks.ENDS` has those of a run that was watched."""
@@ -30,16 +34,17 @@ def give_up(sentence: str, code: int) -> NoReturn:
 class Client:
     """With the person's key of this machine."""
 
-    def __init__(self, server: str, key: str) -> None:
+    def __init__(self, server: str, key: str | None) -> None:
         import httpx2
 
         self.server = server.rstrip("/")
         self._http = httpx2.Client(
             base_url=self.server,
-            headers={"Authorization": f"Bearer {key}"},
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=CALL_S,
             trust_env=not _is_loopback(self.server),
         )
+        click.get_current_context().call_on_close(self._http.close)
 
     def get(self, path: str, **query: object) -> Any:
         return self._call("GET", path, params=query)
@@ -58,39 +63,43 @@ class Client:
         except httpx2.TimeoutException:
             give_up(f"{self.server} did not answer within {CALL_S:.0f} s", AWAY)
         except httpx2.TransportError as error:
-            give_up(f"{self.server} cannot be reached ({error}): is `understudy up` running?", AWAY)
+            self._give_up_away(error)
         if not answer.is_success:
             _refuse(answer.status_code, answer.text)
         return answer.json() if answer.content else None
 
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
-        """Server-sent events until the stream ends; reconnects with the last id it has seen."""
+        """Server-sent events until the stream ends.
+
+        When it breaks it is opened again, behind the last event seen, for `RECONNECT_S`.
+        """
         import httpx2
 
         last: str | None = None
+        give_up_at = 0.0
         while True:
-            headers = {} if last is None else {"Last-Event-ID": last}
             try:
-                with self._http.stream(
-                    "GET", path, headers=headers, timeout=STREAM_SILENCE_S
-                ) as answer:
-                    if not answer.is_success:
-                        answer.read()
-                        _refuse(answer.status_code, answer.text)
-                    for identity, kind, data in _parsed(answer.iter_lines()):
-                        last = identity or last
-                        yield kind, data
-                        if kind == "end":
-                            return
-            except httpx2.TransportError:
-                click.echo("the stream broke; connecting again", err=True)
-            _pause()
+                for identity, kind, data in self._stream(path, last):
+                    last = identity or last
+                    give_up_at = time.monotonic() + RECONNECT_S
+                    yield kind, data
+                    if kind == "end":
+                        return
+            except httpx2.TransportError as error:
+                if time.monotonic() > give_up_at:
+                    self._give_up_away(error)
+            time.sleep(RECONNECT_PAUSE_S)
 
+    def _stream(self, path: str, last: str | None) -> Iterator[tuple[str | None, str, Any]]:
+        headers = {} if last is None else {"Last-Event-ID": last}
+        with self._http.stream("GET", path, headers=headers, timeout=STREAM_SILENCE_S) as answer:
+            if not answer.is_success:
+                answer.read()
+                _refuse(answer.status_code, answer.text)
+            yield from _parsed(answer.iter_lines())
 
-def _pause() -> None:
-    import time
-
-    time.sleep(1)
+    def _give_up_away(self, error: Exception) -> NoReturn:
+        give_up(f"{self.server} cannot be reached ({error}): is `understudy up` running?", AWAY)
 
 
 def _parsed(lines: Iterator[str]) -> Iterator[tuple[str | None, str, Any]]:
@@ -113,6 +122,15 @@ def _refuse(status: int, text: str) -> NoReturn:
     except (ValueError, KeyError, TypeError):
         sentence = f"the server answered {status}"
     give_up(sentence, AWAY if status >= 500 else BY_STATUS.get(status, FAILED))  # noqa: PLR2004
+
+
+def split_link(link: str) -> tuple[str, str]:
+    """The server and the secret of a link that `login` or `join` printed."""
+    parts = urlsplit(link)
+    secret = parts.path.rpartition("/")[2]
+    if parts.scheme not in {"http", "https"} or not parts.netloc or not secret:
+        give_up(f"{link} is no link: give the whole of it, with http:// in front", USAGE)
+    return f"{parts.scheme}://{parts.netloc}", secret
 
 
 def _is_loopback(server: str) -> bool:

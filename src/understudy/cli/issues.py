@@ -36,8 +36,11 @@ def issue() -> None:
 @click.option("--agent", help="Assign at once.")
 @click.option("--priority", type=click.Choice(list(PRIORITIES)), default="none")
 @click.option("--status", type=click.Choice(STATUSES), default="todo")
+@click.option("--watch", "is_watched", is_flag=True, help="Follow its run; needs --agent.")
 @json_option
-def create(*, as_json: bool, priority: str, description: str, **fields: Any) -> None:
+def create(
+    *, as_json: bool, is_watched: bool, priority: str, description: str, **fields: Any
+) -> None:
     """Put an issue on the board."""
     from understudy.cli.paths import as_repository
 
@@ -45,8 +48,12 @@ def create(*, as_json: bool, priority: str, description: str, **fields: Any) -> 
         description = sys.stdin.read()
     fields["repository"] = as_repository(fields["repository"])
     body = fields | {"priority": PRIORITIES[priority], "description": description}
-    made = client().post("/api/issues", {k: v for k, v in body.items() if v is not None})
+    known = client()
+    made = known.post("/api/issues", {k: v for k, v in body.items() if v is not None})
     _tell(made, as_json=as_json)
+    if is_watched and made["task"]:
+        with quiet_interrupt():
+            sys.exit(follow(known, made["task"]["id"], as_json=as_json))
 
 
 def _tell(made: Any, *, as_json: bool) -> None:

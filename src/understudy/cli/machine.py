@@ -10,13 +10,12 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from understudy.cli import credentials
-from understudy.cli.client import FAILED, FORBIDDEN, Client, client, give_up
+from understudy.cli.client import FAILED, FORBIDDEN, Client, client, give_up, split_link
 from understudy.cli.credentials import MachineKey
 from understudy.cli.output import json_option, show_json, show_table
 from understudy.config import DaemonConfig
@@ -40,8 +39,7 @@ def join(link: str | None, *, as_json: bool) -> None:
             f"On the other machine:\n\n  understudy join {url}\n"
         )
         return
-    parts = urlsplit(link)
-    server, key = f"{parts.scheme}://{parts.netloc}", parts.path.rpartition("/")[2]
+    server, key = split_link(link)
     workspace = Client(server, key).get("/api/workspaces")[0]
     machine = MachineKey(server=server, key=key, workspace_id=workspace["id"])
     credentials.save(msgspec.structs.replace(credentials.load(), machine=machine))

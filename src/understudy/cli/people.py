@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
 from understudy.cli import credentials
-from understudy.cli.client import Client, client
+from understudy.cli.client import Client, client, split_link
 from understudy.cli.output import json_option, show_json, show_table, when
 
 
@@ -26,9 +25,8 @@ def login(link: str | None, *, as_json: bool) -> None:
         else:
             click.echo(f"{url}\nGood once, for {made['valid_s'] / 60:.0f} minutes.")
         return
-    parts = urlsplit(link)
-    server, code = f"{parts.scheme}://{parts.netloc}", parts.path.rpartition("/")[2]
-    key = Client(server, "").post("/api/login", {"code": code})["token"]
+    server, code = split_link(link)
+    key = Client(server, None).post("/api/login", {"code": code})["token"]
     import msgspec
 
     path = credentials.save(msgspec.structs.replace(credentials.load(), server=server, key=key))
@@ -58,6 +56,8 @@ def create_agent(
 ) -> None:  # click's
     """Make an agent. What stands behind `--` goes to its program: for the command provider it is
     the program and its arguments."""
+    if wrong := [each for each in env if "=" not in each]:
+        raise click.BadParameter(f"{wrong[0]} is not NAME=VALUE", param_hint="--env")
     pairs = [each.partition("=") for each in env]
     body = fields | {
         "name": name,
