@@ -85,3 +85,18 @@ def test_the_end_of_the_old_connection_leaves_the_new_one(perform: Perform) -> N
         assert len((await next_task(new, 0.1)).payload) == 1
 
     perform(play)
+
+
+def test_work_that_comes_while_an_actor_starts_does_not_lose_its_runtime(perform: Perform) -> None:
+    """Seed 5021 of the simulation."""
+
+    async def play(stage: Stage) -> None:
+        other = await stage.board.runtime("other-daemon")
+        stage.outage.slow["select * from understudy.runtimes where id"] = 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.cast.attend, other)
+            await trio.sleep(0.5)
+            await stage.queue("Meanwhile")
+        assert stage.cast.heard(other.id)
+
+    perform(play)

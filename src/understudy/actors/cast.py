@@ -49,7 +49,9 @@ class Cast:
         self.leases = leases
         self.tail = tail
         self.news = news
-        self._presences: dict[UUID, Presence] = {}
+        self._presences: dict[
+            UUID, Presence
+        ] = {}  # As many as there are machines: none is dropped.
         self._newest: WeakValueDictionary[UUID, Watermark] = WeakValueDictionary()
 
     async def run(
@@ -110,12 +112,10 @@ class Cast:
             self.wake(row)
 
     def wake(self, row: Task) -> None:
-        for runtime_id, presence in list(self._presences.items()):
-            if (presence.workspace_id, presence.provider) == (row.workspace_id, row.provider):
-                if (actor := self.runtimes.get(runtime_id)) is not None:
-                    _hint(actor, runtime.MayHaveWork())
-                elif presence.link is None:
-                    del self._presences[runtime_id]
+        for runtime_id, presence in self._presences.items():
+            is_meant = presence.workspace_id == row.workspace_id
+            if is_meant and presence.provider == row.provider:
+                self._hint(runtime_id, runtime.MayHaveWork())
 
     def workspace_of(self, runtime_id: UUID) -> UUID | None:
         """Whose runtime it is, if this node looks after it."""
@@ -134,10 +134,10 @@ class Cast:
 
     def heard(self, runtime_id: UUID) -> bool:
         """A sign of life; false if no actor stands for this runtime here."""
-        if (actor := self.runtimes.get(runtime_id)) is None:
+        if self.runtimes.get(runtime_id) is None:
             return False
         self._presences[runtime_id].heard_at = trio.current_time()
-        _hint(actor, runtime.Heard())
+        self._hint(runtime_id, runtime.Heard())
         return True
 
     async def report(self, task_id: UUID, question: Callable[[], task.Message]) -> Moved:
@@ -147,9 +147,9 @@ class Cast:
             raise answer
         return answer
 
-
-def _hint(actor: Ref[runtime.Message], message: runtime.Heard | runtime.MayHaveWork) -> None:
-    try:
-        runtime.hint(actor, message)
-    except ActorGone:
-        pass  # It ended just now; the next registration makes another.
+    def _hint(self, runtime_id: UUID, message: runtime.Heard | runtime.MayHaveWork) -> None:
+        try:
+            if (actor := self.runtimes.get(runtime_id)) is not None:
+                runtime.hint(actor, message)
+        except ActorGone:
+            pass  # It ended just now; the next registration makes another.
