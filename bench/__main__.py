@@ -29,7 +29,7 @@ class Extent:
     life_s: int
 
 
-FULL: Final = Extent(trip_rounds=9, plain_starts=40, repository_starts=15, life_rounds=2, life_s=4)
+FULL: Final = Extent(trip_rounds=9, plain_starts=40, repository_starts=15, life_rounds=3, life_s=3)
 QUICK: Final = Extent(trip_rounds=3, plain_starts=8, repository_starts=0, life_rounds=1, life_s=1)
 
 
