@@ -23,14 +23,19 @@ class Extent:
     """How much is measured."""
 
     trip_rounds: int
+    trip_s: float
     plain_starts: int
     repository_starts: int
     life_rounds: int
     life_s: int
 
 
-FULL: Final = Extent(trip_rounds=9, plain_starts=40, repository_starts=15, life_rounds=3, life_s=3)
-QUICK: Final = Extent(trip_rounds=3, plain_starts=8, repository_starts=0, life_rounds=1, life_s=1)
+FULL: Final = Extent(
+    trip_rounds=9, trip_s=0.2, plain_starts=40, repository_starts=15, life_rounds=3, life_s=3
+)
+QUICK: Final = Extent(
+    trip_rounds=3, trip_s=0.1, plain_starts=8, repository_starts=0, life_rounds=1, life_s=2
+)
 
 
 @click.command()
@@ -41,7 +46,7 @@ def main(*, quick: bool, as_json: bool) -> None:
     extent, began = QUICK if quick else FULL, time.perf_counter()
     _show(_machine())
     with durable_server() as server:
-        trips = round_trips.measure(server, rounds=extent.trip_rounds)
+        trips = round_trips.measure(server, rounds=extent.trip_rounds, trip_s=extent.trip_s)
         _show(report.round_trips(trips, extent.trip_rounds))
         started = trio.run(
             partial(

@@ -29,6 +29,10 @@ where a.id = $1 and not exists (select from understudy.tasks t where t.issue_id 
 """
 # Or the server would read thousands of them while it is being measured.
 NO_EVENTS: Final = "set local session_replication_role = replica"
+VACUUM: Final = (
+    "vacuum analyze understudy.tasks, understudy.issues, understudy.comments,"
+    " understudy.task_messages, understudy.events"
+)
 WAITING: Final = "select count(*)::int from understudy.tasks where status = 'queued'"
 
 
@@ -53,7 +57,7 @@ class Queue:
                 await connection.execute(NO_EVENTS)
                 await connection.execute(ISSUES, self.agent.workspace_id, missing)
                 await connection.execute(TASKS, self.agent.id)
-            await pool.execute("vacuum analyze")
+            await pool.execute(VACUUM)
 
     async def runtime(self) -> UUID:
         """One that may claim, without a daemon behind it."""

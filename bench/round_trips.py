@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Final
 
@@ -29,14 +30,7 @@ DRIVERS: Final[Mapping[str, tuple[str, ...]]] = {
     "its pool": ("bench.trips.with_understudy", "pool"),
     "asyncpg": ("bench.trips.with_asyncpg",),
 }
-TIMES: Final[Mapping[Trip, int]] = {
-    "select": 2000,
-    "update": 600,
-    "rows": 500,
-    "transaction": 400,
-    "batch": 60,
-}
-WARM_UP: Final = 0.1
+WARM_UP_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,9 @@ class Compared:
     cpu_ratio: float
 
 
-def measure(server: EmbeddedServer, *, rounds: int) -> dict[Trip, dict[str, Compared]]:
+def measure(
+    server: EmbeddedServer, *, rounds: int, trip_s: float
+) -> dict[Trip, dict[str, Compared]]:
     server.ensure_database("round_trips")
     dsn = server.dsn("round_trips")
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -60,13 +56,11 @@ def measure(server: EmbeddedServer, *, rounds: int) -> dict[Trip, dict[str, Comp
             name: stack.enter_context(_driver(dsn, number, name))
             for number, name in enumerate(DRIVERS)
         }
-        for number in range(-1, rounds):
-            for trip in TRIPS:
-                for name, process in drivers.items():
-                    share = WARM_UP if number < 0 else 1
-                    timing = _ask(process, Order(trip, max(1, int(TIMES[trip] * share))))
-                    if number >= 0:
-                        timings.setdefault((trip, name), []).append(timing)
+        for trip, process in product(TRIPS, drivers.values()):
+            _ask(process, Order(trip, WARM_UP_S))
+        for _ in range(rounds):
+            for trip, (name, process) in product(TRIPS, drivers.items()):
+                timings.setdefault((trip, name), []).append(_ask(process, Order(trip, trip_s)))
     return {
         trip: {name: _compared(timings[trip, name], timings[trip, FLOOR]) for name in DRIVERS}
         for trip in TRIPS

@@ -30,7 +30,7 @@ ROWS: Final = "select id, key, name, seen_at, score from people where id > $1::i
 
 class Order(msgspec.Struct):
     trip: Trip
-    times: int
+    seconds: float
 
 
 class Timing(msgspec.Struct):
@@ -42,10 +42,19 @@ class Timing(msgspec.Struct):
 
 class Stopwatch:
     def __init__(self) -> None:
+        self._times = 0
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
-    def lap(self, times: int) -> Timing:
-        wall_s = time.perf_counter() - self._wall_s
+    def count(self, seconds: float) -> Iterator[int]:
+        """Count until the time is up, from 0; at least once."""
+        times = 0
+        while not times or time.perf_counter() - self._wall_s < seconds:
+            yield times
+            times += 1
+        self._times = times
+
+    def timing(self) -> Timing:
+        times, wall_s = self._times, time.perf_counter() - self._wall_s
         cpu_s = time.process_time() - self._cpu_s
         return Timing(wall_s / times * 1e6, cpu_s / times * 1e6)
 

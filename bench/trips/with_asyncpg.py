@@ -52,9 +52,9 @@ async def main(dsn: str, driver: int) -> None:
     }
     for order in orders():
         trip, watch = by_name[order.trip], Stopwatch()
-        for n in range(order.times):
+        for n in watch.count(order.seconds):
             await trip(n)
-        answer(watch.lap(order.times))
+        answer(watch.timing())
     await connection.close()
 
 

@@ -58,9 +58,9 @@ def main(dsn: str, driver: int) -> None:
         }
         for order in orders():
             trip, watch = by_name[order.trip], Stopwatch()
-            for n in range(order.times):
+            for n in watch.count(order.seconds):
                 trip(n)
-            answer(watch.lap(order.times))
+            answer(watch.timing())
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ async def _measure(trips: OnConnection | OnPool) -> None:
     }
     for order in orders():
         trip, watch = by_name[order.trip], Stopwatch()
-        for n in range(order.times):
+        for n in watch.count(order.seconds):
             await trip(n)
-        answer(watch.lap(order.times))
+        answer(watch.timing())
 
 
 if __name__ == "__main__":
