@@ -1,0 +1,22 @@
+"""A daemon whose pauses between connections are short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from understudy.config import DaemonConfig
+from understudy.daemon import link
+from understudy.testing.crossing import Crossing
+from understudy.testing.node import Node
+from understudy.testing.workplace import Workplace
+
+
+@pytest.fixture
+def workplace(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    monkeypatch.setattr(link, "RECONNECT_S_MIN", 0.002)
+    monkeypatch.setattr(link, "RECONNECT_S_MAX", 0.02)
+    path = tmp_path / "daemon"
+    config = DaemonConfig(path, node.address, node.daemon_key, str(node.workspace.id))
+    return Workplace(node, path, Crossing(link.dial(config)), config)
