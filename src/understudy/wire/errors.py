@@ -47,6 +47,6 @@ def fenced(sentence: str) -> Refused:
     return Refused(409, "fenced", sentence)
 
 
-def unavailable(sentence: str = "the database is away; nothing was changed") -> Refused:
+def unavailable(sentence: str = "the database is away; ask again") -> Refused:
     """503: try again."""
     return Refused(503, "unavailable", sentence, retry_after_s=2.0)
