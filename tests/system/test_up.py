@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -111,13 +112,14 @@ async def test_a_signal_stops_all_but_the_agent_whom_the_next_up_finds(
 
 
 async def test_a_port_in_use_is_one_sentence_and_exit_1() -> None:
-    async with open_up("--no-daemon") as (machine, _), open_machine() as other:
-        port = machine.environment["UNDERSTUDY_PORT"]
-        done = await other.run("up", environment={"UNDERSTUDY_PORT": port})
+    async with open_machine() as machine:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = str(other.getsockname()[1])
+            done = await machine.run("up", environment={"UNDERSTUDY_PORT": port})
         assert done.returncode == 1
         [sentence] = done.stderr.decode().splitlines()
         assert f"127.0.0.1:{port} is in use" in sentence
-        assert other.left() == {}
+        assert machine.left() == {}
 
 
 async def test_a_second_up_in_one_home_says_so_and_harms_nothing() -> None:
