@@ -98,5 +98,5 @@ async def _assigned(
     site.cast.committed(None)
     if done.task is not None:
         site.cast.wake(done.task)
-    newest = await issues.find(site.database, person.workspace.id, str(issue.id))
+    newest = await issues.get(site.database, person.workspace.id, issue.id)
     return wire.Assigned(outcome=done.outcome, issue=newest or issue, task=done.task)

@@ -37,10 +37,13 @@ async def task_detail(site: Site, person: auth.Person, task_id: str) -> wire.Tas
     task = await tasks.find(database, person.workspace.id, identity)
     if task is None:
         raise not_found("task")
+    issue = None
+    if task.issue_id is not None:
+        issue = await issues.get(database, person.workspace.id, task.issue_id)
     return wire.TaskDetail(
         task=task,
         agent=shown(await agents.of_task(database, task)),
-        issue=await issues.find(database, person.workspace.id, str(task.issue_id)),
+        issue=issue,
         runtime=await runtimes.find(database, task.runtime_id) if task.runtime_id else None,
         usage=await tasks.usage(database, identity),
     )

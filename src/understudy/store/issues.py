@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -18,6 +19,8 @@ SELECT: Final = """
     left join understudy.agents a on a.id = i.assignee_agent_id
     left join understudy.users u on u.id = i.assignee_user_id
 """
+
+KEY: Final = re.compile(r"((?P<prefix>[A-Za-z][A-Za-z0-9]{1,7})-)?(?P<number>[0-9]{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,25 @@ async def create(
 
 async def find(database: Database, workspace_id: UUID, name: str) -> Issue | None:
     """By id, by key (`UND-7`, in any case) or by number."""
-    if "\x00" in name:
-        return None  # PostgreSQL would not even look.
+    try:
+        return await get(database, workspace_id, UUID(name))
+    except ValueError:
+        pass
+    if (key := KEY.fullmatch(name)) is None:
+        return None
     row = await database.pool.fetchrow(
-        f"""{SELECT} where i.workspace_id = $1
-            and (i.id::text = lower($2) or lower(w.issue_prefix || '-' || i.number) = lower($2)
-                 or i.number::text = $2)""",
+        f"{SELECT} where i.workspace_id = $1 and i.number = $2"
+        " and w.issue_prefix = coalesce($3, w.issue_prefix)",
         workspace_id,
-        name,
+        int(key["number"]),
+        key["prefix"] and key["prefix"].upper(),
+    )
+    return None if row is None else read(row, Issue)
+
+
+async def get(database: Database, workspace_id: UUID, issue_id: UUID) -> Issue | None:
+    row = await database.pool.fetchrow(
+        f"{SELECT} where i.id = $2 and i.workspace_id = $1", workspace_id, issue_id
     )
     return None if row is None else read(row, Issue)
 
