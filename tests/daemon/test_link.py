@@ -64,6 +64,7 @@ from understudy.wire.frames import (
 
 TASK, RUNTIME = uuid4(), uuid4()
 HEARTBEAT_S = 15.0
+LONG_S = 3600.0  # Of virtual time: heartbeats never end by themselves.
 ANSWERS: dict[str, object] = {"register": Registered(runtimes=[]), "heartbeats": HeartbeatsHeard()}
 
 
@@ -94,12 +95,14 @@ class Board:
         return [at for at, name in self.calls if name == call]
 
     async def wait_called(self, call: str, times: int) -> None:
-        while len(self.called(call)) < times:
-            await self.changed.wait()
+        with trio.fail_after(LONG_S):
+            while len(self.called(call)) < times:
+                await self.changed.wait()
 
     async def wait_credit(self, total: int) -> None:
-        while not self.credits or self.credits[-1] != total:
-            await self.changed.wait()
+        with trio.fail_after(LONG_S):
+            while not self.credits or self.credits[-1] != total:
+                await self.changed.wait()
 
     async def push(self, frame: FromServer | str) -> None:
         text = frame if isinstance(frame, str) else encode(frame)
@@ -179,7 +182,8 @@ class Machine:
         self.ups.append(self.link.is_up)
 
     async def deliver(self) -> Any:
-        return await self.link.deliver("messages", Messages(), TASK)
+        with trio.fail_after(LONG_S):
+            return await self.link.deliver("messages", Messages(), TASK)
 
 
 @pytest.fixture
