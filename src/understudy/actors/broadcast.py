@@ -25,6 +25,7 @@ KEPT_MAX: Final = 5000
 POLL_S: Final = 2.0
 """The fallback behind the nudges: another node's events, or a nudge that was lost."""
 GAP_POLL_S: Final = 0.02
+PACE_S: Final = 0.02
 PAGE_MAX: Final = 1000
 
 
@@ -65,7 +66,12 @@ class Broadcast(Actor[Message]):
         await self._advance()
 
     async def receive(self, message: Message) -> None:
-        await self._advance()
+        """At once when it is quiet; under load one page serves all who write within `PACE_S`."""
+        next_at = self._advanced_at + PACE_S
+        if trio.current_time() >= next_at:
+            await self._advance()
+        else:
+            self.deadline = min(self.deadline, next_at)
 
     async def wake(self) -> None:
         await self._advance()
@@ -82,7 +88,8 @@ class Broadcast(Actor[Message]):
         self._tail.mark.raise_to(newest)
 
     async def _advance(self) -> None:
-        self.deadline = trio.current_time() + POLL_S
+        self._advanced_at = trio.current_time()
+        self.deadline = self._advanced_at + POLL_S
         try:
             while await self._page():
                 pass
