@@ -15,7 +15,6 @@ from understudy.core.tree import Branch, Node, State
 from understudy.supervisor import (
     Children,
     RestartsExhausted,
-    contain,
     exit_code,
     open_children,
     supervise,
@@ -135,15 +134,6 @@ async def test_a_failing_first_start_is_the_starters_and_comes_unwrapped() -> No
     async with trio.open_nursery() as nursery:
         with pytest.raises(LookupError, match="no schema"):
             await nursery.start(supervise, Branch("unready"), unready, POLICY)
-
-
-async def test_a_contained_crash_spares_the_siblings(
-    virtual_clock: VirtualClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(contain, Branch("link 7"), hopeless)
-        await trio.sleep(1)
-    assert caplog.messages == ["link 7 crashed; not restarted"]
 
 
 async def test_the_tree_tells_starting_from_running_from_waiting(

@@ -63,19 +63,6 @@ async def supervise(
             await trio.sleep(policy.delay_s)
 
 
-async def contain(
-    branch: Branch,
-    service: Service,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run once; a crash ends with a log line and spares the siblings."""
-    with branch.grown(Kind.SERVICE):
-        crash = await _crash_of(branch, service, _Started(branch, task_status))
-        if crash is not None:
-            logger.error("%s crashed; not restarted", branch, exc_info=crash)
-
-
 @final
 class _Started:
     """Forward the first incarnation's `started()`; the parent hears of no other."""
@@ -97,7 +84,7 @@ async def _crash_of(branch: Branch, service: Service, started: _Started) -> Exce
     branch.starting()
     try:
         await service(task_status=started)
-    except Exception as error:  # noqa: BLE001  # Here crashes end; both callers log them.
+    except Exception as error:  # noqa: BLE001  # Here crashes end; the caller logs them.
         crash = sole(error)
         branch.crashed(crash, trio.current_time())
         return crash

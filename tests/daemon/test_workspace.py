@@ -12,7 +12,7 @@ import trio
 
 from understudy.daemon.git import GitConfig
 from understudy.daemon.repositories import PrepareFailed
-from understudy.daemon.workspace import Order, WorkDir, WorkDirBusy, prepare, recall
+from understudy.daemon.workspace import Order, WorkDir, WorkDirBusy, prepare
 from understudy.testing.desk import Desk
 
 
@@ -212,17 +212,6 @@ async def test_a_worktree_whose_cache_is_gone_is_set_aside_and_made_anew(desk: D
     again = await run(desk, order)
     assert (again.path / "README").exists()
     assert [*again.path.parent.parent.glob("*.aside-1/work/edit")]
-
-
-async def test_the_end_of_a_task_removes_nothing_and_is_recalled(desk: Desk) -> None:
-    """R8.4"""
-    user = desk.repository()
-    work = await run(desk, desk.order(user))
-    found = recall(work.path)
-    assert found is not None
-    assert (found.path, found.branch) == (work.path, work.branch)
-    assert found.base_commit == work.base_commit
-    assert recall(desk.directory / "home/work") is None
 
 
 async def test_no_password_is_written_into_a_provenance(desk: Desk) -> None:

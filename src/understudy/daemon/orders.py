@@ -99,7 +99,7 @@ def _reads_brief(task: ClaimedTask, work: WorkDir) -> bool:
 
 
 def _is_last_resort(work: WorkDir) -> bool:
-    return work.brief is not None and work.brief.name == LAST_RESORT
+    return work.brief.name == LAST_RESORT
 
 
 def prompt(task: ClaimedTask, work: WorkDir) -> str:

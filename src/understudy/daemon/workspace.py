@@ -10,7 +10,7 @@ Nothing here deletes, resets or cleans. What cannot be used is left where it is,
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -75,15 +75,15 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class WorkDir:
     path: Path
-    branch: str | None = None
-    base_commit: str | None = None
+    branch: str | None
+    base_commit: str | None
     """Where HEAD stood when the task began; None where there was no commit."""
-    brief: Path | None = None
-    """What the agent is to read: the prompt should name it."""
-    is_reused: bool = False
+    brief: Path
+    """What the agent is to read; a prompt has to name only `LAST_RESORT`."""
+    is_reused: bool
     """The directory of `prior_work_dir`: only there may its session be resumed (R5.9)."""
-    claim: Claim = field(default_factory=Claim)
-    """To be inherited by the keeper and closed when the run is over."""
+    claim: Claim
+    """To be inherited by the keeper, and closed here once it has it."""
 
 
 async def prepare(order: Order, repositories: Repositories) -> WorkDir:
@@ -108,12 +108,6 @@ async def prepare(order: Order, repositories: Repositories) -> WorkDir:
         raise PrepareFailed(f"Agent {order.agent_name}: {bad}. Correct the skill.") from None
     except GitFailed as failure:
         raise PrepareFailed(f"git failed in the task's directory: {failure.said}") from failure
-
-
-def recall(path: Path) -> WorkDir | None:
-    """The directory of a run that lives under its keeper already; claims nothing."""
-    found = _read_provenance(path.parent)
-    return WorkDir(path, found.branch, found.base_commit) if found else None
 
 
 async def _prepare(order: Order, repositories: Repositories, claim: Claim, home: Path) -> WorkDir:

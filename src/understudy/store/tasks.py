@@ -145,12 +145,6 @@ async def find(database: Database, workspace_id: UUID, task_id: UUID) -> Task | 
     return None if row is None else read(row, Task)
 
 
-async def find_anywhere(database: Database, task_id: UUID) -> Task | None:
-    """For actors, which are asked by id; whoever asks them has been let in before."""
-    row = await database.pool.fetchrow("select * from understudy.tasks where id = $1", task_id)
-    return None if row is None else read(row, Task)
-
-
 async def of_issue(database: Database, issue_id: UUID, *, rows_max: int = 100) -> list[Task]:
     """Newest first."""
     return read_all(

@@ -27,7 +27,6 @@ PREFIXES: dict[Kind, str] = {
 class Grant:
     """What a key opens."""
 
-    token_id: UUID
     kind: Kind
     user_id: UUID | None
     workspace_id: UUID | None
@@ -66,7 +65,7 @@ async def find(database: Database, secret: str) -> Grant | None:
     """None for what was never valid, has expired or was revoked. A task's dies with its task."""
     row = await database.pool.fetchrow(
         """
-        select k.id as token_id, k.kind, k.user_id, k.workspace_id, k.task_id
+        select k.kind, k.user_id, k.workspace_id, k.task_id
         from understudy.tokens k left join understudy.tasks t on t.id = k.task_id
         where k.hash = $1 and k.revoked_at is null
           and (k.expires_at is null or k.expires_at > understudy.now())

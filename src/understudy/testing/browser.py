@@ -1,8 +1,7 @@
-"""A headless Chromium to look at pages with, over DevTools: click, wait, photograph."""
+"""A headless Chromium to look at pages with, over DevTools: click, write, wait."""
 
 from __future__ import annotations
 
-import base64
 import itertools
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias, final
 
@@ -239,10 +237,6 @@ class Page:
         )
         wanted = [{"name": "prefers-color-scheme", "value": scheme}]
         await self.ask("Emulation.setEmulatedMedia", features=wanted)
-
-    async def photograph(self, path: Path) -> None:
-        picture = await self.ask("Page.captureScreenshot", format="png")
-        await trio.Path(path).write_bytes(base64.b64decode(picture["data"]))
 
 
 def _js(text: str) -> str:

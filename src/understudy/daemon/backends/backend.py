@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from understudy.core.failures import FailureReason
 
@@ -146,7 +146,6 @@ class Unparsed:
 Event: TypeAlias = (
     Session | Text | Thinking | ToolUse | ToolResult | Usage | Retry | Notice | Unparsed
 )
-PROGRESS: Final = (Text, Thinking, ToolUse, ToolResult, Usage)  # What resets the watchdog (R4.10).
 
 
 @dataclass(frozen=True)
