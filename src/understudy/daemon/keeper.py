@@ -76,6 +76,7 @@ if __name__ == "__main__":
 
 from understudy.daemon import processes
 from understudy.daemon.control import Answer, Control, Refused, Request
+from understudy.daemon.locks import take_lock
 from understudy.daemon.processes import Process
 from understudy.daemon.rundir import (
     CONTROL,
@@ -92,7 +93,6 @@ from understudy.daemon.rundir import (
     State,
     Why,
     read_record,
-    take_lock,
     write_record,
 )
 from understudy.daemon.stdin import Stdin
@@ -109,7 +109,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)  # The daemon reaps this one; the keeper is nobody's child.
     os.chdir(sys.argv[1])
-    if not take_lock(Path(LOCK)):
+    if take_lock(Path(LOCK)) is None:
         _tell_starter("another keeper holds the lock")
     elif Path(STATE).exists() or Path(EXIT).exists():
         _tell_starter("this run was started before")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +15,6 @@ from uuid import UUID, uuid4
 
 import trio
 
-from understudy.actors.actor import spawn
 from understudy.actors.mailbox import ActorGone
 from understudy.actors.troupe import Troupe
 from understudy.config import DaemonConfig
@@ -28,13 +25,13 @@ from understudy.daemon import record, run
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
 from understudy.daemon.link import Dial, Link, Shutout, dial
+from understudy.daemon.locks import take_lock
 from understudy.daemon.outbox import Outbox, OutboxBusy
-from understudy.daemon.probe import Found
+from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
-from understudy.daemon.runtime import ProbeActor
 from understudy.daemon.slots import Slots
-from understudy.daemon.status import STATUS, DaemonStatus, RunStatus, write_status
+from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
 from understudy.daemon.workshop import Workshop
 from understudy.supervisor import open_children, supervise
 from understudy.version import VERSION
@@ -50,7 +47,6 @@ from understudy.wire.daemon import (
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 5.0
-LOCK_PATIENCE_S: Final = 1.0
 
 
 async def run_daemon(
@@ -64,13 +60,8 @@ async def run_daemon(
         link = Link(dialer or dial(config), heartbeat_s=config.leases.heartbeat_s, dice=dice)
         daemon = Daemon(config, _workshop(config, link, outbox))
         async with open_children(stop_s=STOP_S) as children:
-            await spawn(
-                children,
-                tree.child("probe"),
-                partial(ProbeActor, config.search_path, daemon.found),
-                mailbox_max=4,
-                policy=RestartPolicy(),
-            )
+            probe = partial(probe_forever, config.search_path, daemon.found)
+            await children.start(supervise, tree.child("probe"), probe, RestartPolicy())
             # After the probe: what is found again may have to be started, with what is here.
             await children.start(daemon.keep_runs, tree)
             await children.start(supervise, tree.child("link"), daemon.keep_link, RestartPolicy())
@@ -96,28 +87,13 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One daemon for each directory; the lock goes with the process, however it ends."""
-    file = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = take_lock(path / LOCK)
+    if lock is None:
+        raise CannotStart(f"a daemon runs in {path} already: `understudy daemon status` shows it")
     try:
-        if not _locked(file):
-            raise CannotStart(
-                f"a daemon runs in {path} already: `understudy daemon status` shows it"
-            )
         yield
     finally:
-        os.close(file)
-
-
-def _locked(file: int) -> bool:
-    """Patiently: who only looks (`is_running`) holds it for microseconds, a rival for life."""
-    give_up_at = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > give_up_at:
-                return False
-            time.sleep(0.01)
+        os.close(lock)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
@@ -19,6 +19,7 @@ from understudy.daemon.backends import claude, claude_reader, command, scripted
 from understudy.daemon.backends.frames import clean
 
 PROBE_S: Final = 10.0
+PROBE_EVERY_S: Final = 300.0
 OUTPUT_MAX: Final = 1 << 16
 BUILT_IN: Final = (scripted.PROVIDER, command.PROVIDER)
 
@@ -53,6 +54,17 @@ class Found:
     executable: str
     version: str
     problem: str | None = None
+
+
+async def probe_forever(
+    path: str, found: Callable[[list[Found]], None], *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Tell `found` what is here, before it has started and again every few minutes (R9.4)."""
+    found(await find_clis(path))
+    task_status.started()
+    while True:
+        await trio.sleep(PROBE_EVERY_S)
+        found(await find_clis(path))
 
 
 async def find_clis(path: str) -> list[Found]:

@@ -5,14 +5,14 @@ Shared with the keeper, therefore standard library only.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
+
+from understudy.daemon.locks import is_locked
 
 FORMAT: Final = 1
 
@@ -27,8 +27,6 @@ EXIT: Final = "exit.json"  # how it ended: written when the whole tree is gone
 LOG: Final = "keeper.log"  # the keeper's last words, should it crash
 
 KEPT: Final = "kept"  # what a keeper says when its state, or the failure to start, is on disk
-
-LOCK_PATIENCE_S: Final = 1.0
 
 
 class UnknownFormat(Exception):
@@ -132,38 +130,9 @@ def look(run_dir: Path) -> Standing:
     state and then a free lock has missed the whole life of that keeper, and its exit with it.
     """
     born = (run_dir / STATE).exists()
-    held = is_locked(run_dir)
+    held = is_locked(run_dir / LOCK)
     if (run_dir / EXIT).exists():
         return Standing.OVER
     if held:
         return Standing.KEPT
     return Standing.LOST if born else Standing.UNBORN
-
-
-def take_lock(path: Path) -> bool:
-    """For life. Patiently, since who only looks holds it for microseconds, a rival for life."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    give_up_at = time.monotonic() + LOCK_PATIENCE_S
-    while time.monotonic() < give_up_at:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.01)
-    os.close(file)
-    return False
-
-
-def is_locked(run_dir: Path) -> bool:
-    try:
-        file = os.open(run_dir / LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self, final
 
 import trio
@@ -21,7 +20,7 @@ PAUSE_S_MAX: Final = 0.5
 class Spool:
     """Iterate for batches of pieces; the iteration ends when the run has and all is read.
 
-        with Spool(run_dir, acknowledged) as spool:
+        with Spool(run_dir) as spool:
             async for pieces in spool: ...
 
     `offset` is the end of a piece seen before, or 0. A batch is what one read of 256 KiB brought,
@@ -39,12 +38,7 @@ class Spool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def __aiter__(self) -> Self:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -11,8 +9,10 @@ from uuid import UUID
 import msgspec
 
 from understudy.core.struct import Struct
+from understudy.daemon.locks import is_locked
 
 STATUS: Final = "status.json"
+LOCK: Final = "lock"
 
 
 class RunStatus(Struct):
@@ -54,15 +54,4 @@ def read_status(path: Path) -> DaemonStatus | None:
 
 
 def is_running(path: Path) -> bool:
-    try:
-        file = os.open(path / "lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(file)
+    return is_locked(path / LOCK)
