@@ -35,7 +35,9 @@ async def test_a_machine_joins_and_its_daemon_comes_up_and_goes(
     node: Node, call: Call, ask: Ask, anywhere: Call, home: Path
 ) -> None:
     """R7.4"""
-    assert "understudy join http" in (await call("join")).stdout
+    printed = (await call("join")).stdout
+    assert "understudy join http" in printed
+    assert "No other machine reaches http://127.0.0.1" in printed
     link = (await ask("join"))["link"]
     joined = await anywhere("join", link, "--json")
     assert json.loads(joined.stdout)["workspace"]["id"] == str(node.workspace.id)

@@ -76,6 +76,7 @@ async def test_without_a_key_or_with_a_wrong_one_it_is_5(
     check(await anywhere("login", f"{node.address}/login/usl_no"), FORBIDDEN, "code")
     check(await anywhere("join", f"{node.address}/join/usd_no"), FORBIDDEN, "key")
     check(await anywhere("daemon", "run"), FORBIDDEN, "join")
+    check(await anywhere("daemon", "start"), FORBIDDEN, "join")
 
 
 @pytest.mark.parametrize("arguments", [("issue", "list"), ("task", "logs", "-f", NOBODY)])

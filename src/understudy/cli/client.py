@@ -42,7 +42,7 @@ class Client:
             base_url=self.server,
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=CALL_S,
-            trust_env=not _is_loopback(self.server),
+            trust_env=not is_loopback(self.server),
         )
         click.get_current_context().call_on_close(self._http.close)
 
@@ -133,7 +133,7 @@ def split_link(link: str) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}", secret
 
 
-def _is_loopback(server: str) -> bool:
+def is_loopback(server: str) -> bool:
     return "://127." in server or "://localhost" in server or "://[::1]" in server
 
 

@@ -1,4 +1,4 @@
-"""issue create, list, show, assign, watch."""
+"""issue create, list, show, assign, move, watch."""
 
 from __future__ import annotations
 
@@ -118,10 +118,13 @@ def assign(key: str, agent: str, *, as_json: bool) -> None:
 
 @issue.command()
 @click.argument("key")
-@click.argument("status", type=click.Choice(STATUSES))
+@click.argument("status", type=click.Choice(STATUSES), metavar="COLUMN")
 @json_option
 def move(key: str, status: str, *, as_json: bool) -> None:
-    """Move the issue KEY to another column; leaving the backlog starts its agent."""
+    """Move the issue KEY to another COLUMN; leaving the backlog starts its agent.
+
+    The columns are backlog, todo, in_progress, in_review, done and cancelled.
+    """
     moved = client().patch(f"/api/issues/{key}", {"status": status})
     if as_json:
         show_json(moved)

@@ -15,7 +15,15 @@ import click
 import msgspec
 
 from understudy.cli import credentials
-from understudy.cli.client import FAILED, FORBIDDEN, Client, client, give_up, split_link
+from understudy.cli.client import (
+    FAILED,
+    FORBIDDEN,
+    Client,
+    client,
+    give_up,
+    is_loopback,
+    split_link,
+)
 from understudy.cli.credentials import MachineKey
 from understudy.cli.output import json_option, show_json, show_table
 from understudy.config import DaemonConfig
@@ -24,6 +32,10 @@ from understudy.daemon.status import DaemonStatus, is_running, read_status
 START_S: Final = 20.0
 STOP_S: Final = 20.0
 LOG: Final = "daemon.log"
+NEAR: Final = (
+    "No other machine reaches {server}: start the server with"
+    " `understudy up --host ADDRESS`, an address of this machine in your network."
+)
 
 
 @click.command()
@@ -35,9 +47,12 @@ def join(link: str | None, *, as_json: bool) -> None:
         known = client()
         made = known.post("/api/tokens", {"kind": "daemon", "name": "join"})
         url = f"{known.server}/join/{made['token']}"
-        show_json({"link": url}) if as_json else click.echo(
-            f"On the other machine:\n\n  understudy join {url}\n"
-        )
+        if as_json:
+            show_json({"link": url})
+            return
+        click.echo(f"On the other machine:\n\n  understudy join {url}\n")
+        if is_loopback(known.server):
+            click.echo(NEAR.format(server=known.server))
         return
     server, key = split_link(link)
     workspace = Client(server, key).get("/api/workspaces")[0]
@@ -57,6 +72,13 @@ def daemon() -> None:
 
 def _path() -> Path:
     return credentials.home().daemon
+
+
+def _machine() -> MachineKey:
+    machine = credentials.load().machine
+    if machine is None:
+        give_up("this machine has not joined a server: `understudy join <link>`", FORBIDDEN)
+    return machine
 
 
 TASKS_MAX = click.option(
@@ -79,9 +101,7 @@ def run(*, tasks_max: int) -> None:
     from understudy.parent import until_parent_ends
     from understudy.supervisor import run_tree
 
-    machine = credentials.load().machine
-    if machine is None:
-        give_up("this machine has not joined a server: `understudy join <link>`", FORBIDDEN)
+    machine = _machine()
     config = DaemonConfig(
         _path(), machine.server, machine.key, machine.workspace_id, tasks_max=tasks_max
     )
@@ -97,6 +117,7 @@ def start(*, tasks_max: int, as_json: bool) -> None:
     """Start it in the background."""
     if is_running(_path()):
         give_up("it runs already: `understudy daemon status`", FAILED)
+    _machine()
     command = [sys.executable, "-m", "understudy", "daemon", "run"]
     process = subprocess.Popen(
         [*command, "--max-concurrent-tasks", str(tasks_max)],

@@ -49,7 +49,7 @@ HELP: Final = {
     "join": "Let this machine, or another one, run agents for a server.",
     "login": "A link for the browser; or log this command line in.",
     "agent": "create, list",
-    "issue": "create, list, show, assign, watch",
+    "issue": "create, list, show, assign, move, watch",
     "task": "list, show, logs",
     "runtime": "list: the machines and the agent CLIs they offer",
     "tree": "What the server runs: actors, restarts, mailboxes.",

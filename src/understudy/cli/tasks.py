@@ -52,7 +52,7 @@ def show(task_id: str, *, as_json: bool) -> None:
         "agent": found["agent"]["name"],
         "runtime": found["runtime"] and found["runtime"]["name"],
         "status": its["status"],
-        "attempt": f"{its['attempt']} of {its['max_attempts']}",
+        "attempt": its["attempt"],
         "started": when(its["started_at"]),
         "ended": when(its["completed_at"]),
         "why": its["failure_reason"],
