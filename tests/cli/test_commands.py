@@ -56,7 +56,7 @@ async def test_version(anywhere: Call) -> None:
 async def test_agents_are_made_and_listed(tell: Tell, ask: Ask) -> None:
     assert "Nia works with scripted." in await tell("agent", "create", "Nia", *SCRIPTED)
     made = await ask(
-        "agent", "create", "Bo", "--provider", "command", "--env", "A=b=c", "--model", "m"
+        "agent", "create", "Bo", "--provider", "command", "--env", "A=b=c", "--model", "m", "lint"
     )
     assert (made["custom_env"], made["model"]) == ({"A": "•••"}, "m")
     assert [each["name"] for each in await ask("agent", "list")] == ["Bo", "Nia"]

@@ -197,7 +197,7 @@ async def test_an_issue_shows_every_run_with_what_became_of_it(node: Node) -> No
     await tasks.complete(node.database, held, result, session_id=None, work_dir=None)
     words = (await read(node, "/issues/und-1")).words()
     for wanted in (
-        "Nia on laptop · attempt 1 of 2",
+        "Nia on laptop · attempt 1",
         "81.2k tokens",
         "understudy/nia/UND-1",
         "1 commit, 2 files, +9 \N{MINUS SIGN}0",

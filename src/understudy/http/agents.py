@@ -33,6 +33,7 @@ def blueprint(site: Site) -> Blueprint:
     async def create_agent() -> Response:
         person = await auth.person(request, database)
         wanted = await body(wire.CreateAgent)
+        _check_program(wanted)
         await _check_runtime(site, person, wanted)
         try:
             made = await agents.create(database, person.workspace.id, wanted)
@@ -59,6 +60,15 @@ async def find_agent(site: Site, person: auth.Person, name: str) -> Agent:
     if agent is None:
         raise not_found(f"agent {name[:80]}")
     return agent
+
+
+def _check_program(wanted: wire.CreateAgent) -> None:
+    """Here, where somebody can add it; else its first run would fail for it."""
+    if wanted.provider == "command" and not wanted.custom_args:
+        raise invalid(
+            "custom_args: a command agent needs its program:"
+            " `understudy agent create … --provider command -- PROGRAM`"
+        )
 
 
 async def _check_runtime(site: Site, person: auth.Person, wanted: wire.CreateAgent) -> None:

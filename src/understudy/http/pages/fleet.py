@@ -101,8 +101,12 @@ async def agents_view(database: Database, workspace_id: UUID) -> AgentsView:
 
 
 async def providers(database: Database, workspace_id: UUID) -> list[str]:
-    """What the machines of this workspace can run, for the form that makes an agent."""
-    return sorted({each.provider for each in await runtimes.of_workspace(database, workspace_id)})
+    """What the machines of this workspace can run, for the form that makes an agent.
+
+    The form has no field for a program, so it does not offer `command`.
+    """
+    found = await runtimes.of_workspace(database, workspace_id)
+    return sorted({each.provider for each in found} - {"command"})
 
 
 def fitting(agent: Agent, machines: Iterable[Runtime]) -> list[str]:
