@@ -1,9 +1,9 @@
 -- Understudy's database, whole, in reading order.
 --
--- PostgreSQL is the truth. Actors are views of single rows; sweeps find what no actor looks after.
--- So everything that must never be wrong is said here, where every writer has to pass: which moves
--- a task may make, who may hold it, that nothing moves without an event. Python repeats the rules
--- (core/lifecycle.py) to explain and to plan; this file refuses.
+-- PostgreSQL is the truth. Actors are views of single rows: one that is late, or dead, makes nothing
+-- wrong. So everything that must never be wrong is said here, where every writer has to pass: which
+-- moves a task may make, who may hold it, that nothing moves without an event. Python has the same
+-- table (core/lifecycle.py), for people and for a test that compares the two; this file refuses.
 --
 -- A new database gets this file. An old one gets the numbered files of store/migrations/ that it
 -- lacks; a test proves that both ways end at the same schema.
@@ -261,8 +261,8 @@ create table understudy.tokens (
 
 -- 5. Events ----------------------------------------------------------------------------------------
 
--- What happened, for streams and for people. Written only by the triggers below, in the transaction
--- of the change itself (R2.4). Ids are drawn after the row lock of the thing they speak of is held,
+-- What happened, for streams and for people. Written in the transaction of the change itself (R2.4):
+-- by the triggers below, and by store/runtimes.py for `daemon:register`, which is of many rows. Ids are drawn after the row lock of the thing they speak of is held,
 -- so two events of one thing are in the order of their commits; readers hold back at a gap until
 -- the transaction that drew the missing id has ended (store/events.py). No foreign keys: the record
 -- outlives what it speaks of, and hot parents stay unlocked.
@@ -279,7 +279,7 @@ create table understudy.events (
 -- Serves: a stream that continues after Last-Event-ID.
 create index events_of_workspace on understudy.events (workspace_id, id);
 
--- Server nodes that share this database, each with a lease of its own (R4.3).
+-- Server nodes that share this database, each with a lease of its own (R4.3). Nobody writes it yet.
 create table understudy.nodes (
   id               uuid primary key,
   address          text not null,

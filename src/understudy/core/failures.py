@@ -1,6 +1,7 @@
 """Why a run failed, and what may follow: one closed taxonomy (R5.1, R5.2).
 
-Retry, resume, screens and metrics all read this table; nothing else decides.
+Daemons report these reasons and pages put them into words. `POLICIES` is for the retries, which are
+not there yet: then nothing else is to decide.
 """
 
 from __future__ import annotations

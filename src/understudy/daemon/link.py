@@ -30,6 +30,7 @@ from understudy.core.struct import Struct
 from understudy.wire.daemon import CLAIM_LEASE, ClaimedTask, Heartbeats, HeartbeatsHeard
 from understudy.wire.errors import Refusal, RemoteProtocolError
 from understudy.wire.frames import (
+    Answer,
     Answers,
     Bye,
     Call,
@@ -321,7 +322,7 @@ class Session:
             raise LinkLost("the connection broke before the answer")
         return box[0]
 
-    def settle(self, answer: Any) -> None:  # noqa: ANN401
+    def settle(self, answer: Answer) -> None:
         body = self._book.answered(answer)
         if (waiter := self._answers.get(answer.id)) is not None:
             waiter[1].append(body)

@@ -1,4 +1,4 @@
-"""How many runs at once (R9.6): a slot is taken before a claim and freed when the run is over."""
+"""How many runs at once (R9.6): free slots are the server's credit, a run holds one to its end."""
 
 from __future__ import annotations
 

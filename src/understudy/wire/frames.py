@@ -1,9 +1,10 @@
-"""The daemon's websocket (R11.2): frames, and the two ends of the conversation, without I/O.
+"""The daemon's websocket (R11.2): its frames, and the daemon's book of its calls, without I/O.
 
 Each websocket message is one JSON frame `{"type", "payload"}`. Calls carry ids and travel in
 batches; answers come in any order. Dispatch is pushed under credit: the daemon states how many
-tasks it has ever had room for on this connection, the server counts what it has pushed on it. Both
-only grow, so a frame that crosses another on the way cannot be counted twice.
+tasks it has had room for on this connection so far (those it has taken and the slots that are
+free), the server counts what it has pushed on it. Both only grow, so a frame that crosses another
+on the way cannot be counted twice.
 """
 
 from __future__ import annotations
