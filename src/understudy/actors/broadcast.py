@@ -127,7 +127,9 @@ async def follow(
     up_to = await tail.mark.wait_above(after)
     found = tail.since(after)
     if found is None:
-        found = await events.of_workspace(database, workspace_id, after=after, up_to=up_to)
+        found = await events.of_workspace(
+            database, workspace_id, after=after, up_to=up_to, rows_max=PAGE_MAX
+        )
         if len(found) == PAGE_MAX:
             return found, found[-1].id
     mine = [event for event in found if event.workspace_id == workspace_id and event.id <= up_to]

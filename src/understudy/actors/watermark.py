@@ -10,8 +10,8 @@ import trio
 
 
 class Watermark:
-    def __init__(self, value: int = -1) -> None:
-        self.value = value
+    def __init__(self) -> None:
+        self.value = -1
         self._risen = trio.Event()
 
     def raise_to(self, value: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from random import Random, SystemRandom
+from random import SystemRandom
 from typing import Final, final
 from uuid import UUID, uuid4
 
@@ -49,15 +49,13 @@ logger = logging.getLogger(__name__)
 STOP_S: Final = 5.0
 
 
-async def run_daemon(
-    config: DaemonConfig, tree: Branch, *, dialer: Dial | None = None, dice: Random | None = None
-) -> None:
+async def run_daemon(config: DaemonConfig, tree: Branch, *, dialer: Dial | None = None) -> None:
     """Work until cancelled; the agents go on under their keepers, and are found again (R7.4)."""
     config.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(config.path), _outbox(config.path) as outbox:
         (config.path / STATUS).unlink(missing_ok=True)  # It speaks of another process.
-        dice = dice or SystemRandom()
-        link = Link(dialer or dial(config), heartbeat_s=config.leases.heartbeat_s, dice=dice)
+        heartbeat_s = config.leases.heartbeat_s
+        link = Link(dialer or dial(config), heartbeat_s=heartbeat_s, dice=SystemRandom())
         daemon = Daemon(config, _workshop(config, link, outbox))
         async with open_children(stop_s=STOP_S) as children:
             probe = partial(probe_forever, config.search_path, daemon.found)

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 REMOTE = re.compile(r"[A-Za-z][\w+.-]*://.|[^/]+:.")  # a scheme, or ssh's `host:path`
 PASSWORD = re.compile(r"(?P<scheme>https?://)(?P<user>[^/:@]+):(?P<word>[^/]*)@(?P<host>[^/]+)")
+SLUG_MAX = 40  # Characters, without the digest.
 
 
 class BadOrigin(ValueError):
@@ -72,10 +73,10 @@ def config_lines(origin: Origin, credentials: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def slugged(text: str, *, length_max: int = 40) -> str:
+def slugged(text: str) -> str:
     """A name for files and branches. Two texts that read differently never get the same."""
     plain = text.lower().replace(" ", "-")
-    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length_max].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:SLUG_MAX].strip("-")
     return slug if slug == plain else f"{slug}-{digest(text, 6)}".strip("-")
 
 

@@ -30,6 +30,9 @@ SELECT: Final = """
     ) said on t.status = 'running'
 """
 
+RUNS_MAX: Final = 100
+ACTIVE_MAX: Final = 500
+
 # Of each issue that the board shows (store/issues.py) the task in flight, else the newest.
 LIVE: Final = """
     select live.id from (
@@ -76,22 +79,22 @@ async def live_runs(database: Database, workspace_id: UUID) -> dict[UUID, Run]:
     return {row["issue_id"]: _run(row) for row in rows}
 
 
-async def runs_of_issue(database: Database, issue_id: UUID, *, rows_max: int = 100) -> list[Run]:
+async def runs_of_issue(database: Database, issue_id: UUID) -> list[Run]:
     """Newest first."""
     rows = await database.pool.fetch(
-        f"{SELECT} where t.issue_id = $1 order by t.created_at desc limit $2", issue_id, rows_max
+        f"{SELECT} where t.issue_id = $1 order by t.created_at desc limit $2", issue_id, RUNS_MAX
     )
     return [_run(row) for row in rows]
 
 
-async def active_runs(database: Database, workspace_id: UUID, *, rows_max: int = 500) -> list[Run]:
+async def active_runs(database: Database, workspace_id: UUID) -> list[Run]:
     """What is in flight or waits, oldest first."""
     rows = await database.pool.fetch(
         f"""{SELECT} where t.workspace_id = $1
             and t.status in ('deferred', 'queued', 'dispatched', 'running')
             order by t.created_at limit $2""",
         workspace_id,
-        rows_max,
+        ACTIVE_MAX,
     )
     return [_run(row) for row in rows]
 

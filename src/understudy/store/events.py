@@ -41,7 +41,7 @@ async def record(
     )
 
 
-async def page_after(database: Database, cursor: int, *, rows_max: int = 1000) -> Page:
+async def page_after(database: Database, cursor: int, *, rows_max: int) -> Page:
     rows = await database.pool.fetch(
         """
         select e.*, pg_snapshot_xmin(s)::text::bigint as oldest_open,
@@ -62,7 +62,7 @@ async def page_after(database: Database, cursor: int, *, rows_max: int = 1000) -
 
 
 async def of_workspace(
-    database: Database, workspace_id: UUID, *, after: int, up_to: int, rows_max: int = 1000
+    database: Database, workspace_id: UUID, *, after: int, up_to: int, rows_max: int
 ) -> list[Event]:
     """History for a stream that comes back; `up_to` is a cursor behind which no gap is open."""
     return read_all(

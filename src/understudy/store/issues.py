@@ -21,6 +21,9 @@ SELECT: Final = """
 """
 
 KEY: Final = re.compile(r"((?P<prefix>[A-Za-z][A-Za-z0-9]{1,7})-)?(?P<number>[0-9]{1,9})", re.ASCII)
+ISSUES_MAX: Final = 500
+"""On a board; `store/board.py` counts as far."""
+COMMENTS_MAX: Final = 500
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,14 @@ async def get(database: Database, workspace_id: UUID, issue_id: UUID) -> Issue |
     return None if row is None else read(row, Issue)
 
 
-async def of_workspace(
-    database: Database, workspace_id: UUID, *, rows_max: int = 500
-) -> list[Issue]:
+async def of_workspace(database: Database, workspace_id: UUID) -> list[Issue]:
     """The most recently changed first."""
     return read_all(
         await database.pool.fetch(
             f"{SELECT} where i.workspace_id = $1"
             " order by i.updated_at desc, i.number desc limit $2",
             workspace_id,
-            rows_max,
+            ISSUES_MAX,
         ),
         Issue,
     )
@@ -151,7 +152,7 @@ async def add_comment(
     return read(row, Comment)
 
 
-async def comments(database: Database, issue_id: UUID, *, rows_max: int = 500) -> list[Comment]:
+async def comments(database: Database, issue_id: UUID) -> list[Comment]:
     """Oldest first."""
     return read_all(
         await database.pool.fetch(
@@ -160,7 +161,7 @@ async def comments(database: Database, issue_id: UUID, *, rows_max: int = 500) -
             " left join understudy.users u on u.id = c.author_user_id"
             " where c.issue_id = $1 order by c.created_at, c.id limit $2",
             issue_id,
-            rows_max,
+            COMMENTS_MAX,
         ),
         Comment,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,9 @@ from understudy.core.failures import FailureReason
 from understudy.core.records import Claim, Message, Task, Usage
 from understudy.store.connection import Record
 from understudy.store.database import Database, read, read_all
+
+SHOWN_MAX: Final = 100
+PENDING_MAX: Final = 200
 
 
 class Outcome(StrEnum):
@@ -145,35 +148,33 @@ async def find(database: Database, workspace_id: UUID, task_id: UUID) -> Task | 
     return None if row is None else read(row, Task)
 
 
-async def of_issue(database: Database, issue_id: UUID, *, rows_max: int = 100) -> list[Task]:
+async def of_issue(database: Database, issue_id: UUID) -> list[Task]:
     """Newest first."""
     return read_all(
         await database.pool.fetch(
             "select * from understudy.tasks where issue_id = $1 order by created_at desc limit $2",
             issue_id,
-            rows_max,
+            SHOWN_MAX,
         ),
         Task,
     )
 
 
-async def of_workspace(
-    database: Database, workspace_id: UUID, *, rows_max: int = 100
-) -> list[Task]:
+async def of_workspace(database: Database, workspace_id: UUID) -> list[Task]:
     """Newest first."""
     return read_all(
         await database.pool.fetch(
             "select * from understudy.tasks where workspace_id = $1"
             " order by created_at desc limit $2",
             workspace_id,
-            rows_max,
+            SHOWN_MAX,
         ),
         Task,
     )
 
 
 async def pending_of_runtime(
-    database: Database, workspace_id: UUID, runtime_id: UUID, *, rows_max: int = 200
+    database: Database, workspace_id: UUID, runtime_id: UUID
 ) -> list[Task]:
     return read_all(
         await database.pool.fetch(
@@ -182,7 +183,7 @@ async def pending_of_runtime(
             " order by priority desc, created_at, id limit $3",
             workspace_id,
             runtime_id,
-            rows_max,
+            PENDING_MAX,
         ),
         Task,
     )
