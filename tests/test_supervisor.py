@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import trio
 
-from understudy.core.restarts import CannotStart, RestartPolicy
+from understudy.core.restarts import CannotStart, ChildEnded, RestartPolicy
 from understudy.core.tree import Branch, Node, State
 from understudy.supervisor import (
     Children,
@@ -86,6 +86,21 @@ async def test_escalation_climbs_one_floor_at_a_time(virtual_clock: VirtualClock
             branch = tree.child("subtree")
             await nursery.start(supervise, branch, partial(subtree, branch), POLICY)
     assert starts == 4
+
+
+async def test_a_process_that_ended_is_a_sentence_in_the_log_and_no_traceback(
+    virtual_clock: VirtualClock, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def child(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await trio.sleep(5)
+        raise ChildEnded("serve ended with status -9")
+
+    await nursery.start(supervise, Branch("up"), child, POLICY)
+    await trio.sleep(5.5)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("up: serve ended with status -9; again in ")
+    assert record.exc_info is None
 
 
 async def test_cancellation_is_not_a_crash(virtual_clock: VirtualClock) -> None:

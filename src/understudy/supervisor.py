@@ -23,7 +23,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from understudy.core.restarts import CannotStart, RestartLog, RestartPolicy
+from understudy.core.restarts import CannotStart, ChildEnded, RestartLog, RestartPolicy
 from understudy.core.tree import Branch, Kind
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,15 @@ async def supervise(
             if not crashes.admits(trio.current_time()):
                 often = f"more than {policy.restarts_max} times within {policy.period_s:g} s"
                 raise RestartsExhausted(f"{branch} crashed {often}") from crash
-            logger.error("%s crashed; again in %s s", branch, policy.delay_s, exc_info=crash)
+            _log_crash(branch, crash, policy.delay_s)
             await trio.sleep(policy.delay_s)
+
+
+def _log_crash(branch: Branch, crash: Exception, delay_s: float) -> None:
+    if isinstance(crash, ChildEnded):
+        logger.error("%s: %s; again in %s s", branch, crash, delay_s)
+    else:
+        logger.error("%s crashed; again in %s s", branch, delay_s, exc_info=crash)
 
 
 @final

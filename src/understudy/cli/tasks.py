@@ -100,7 +100,8 @@ def _end(ended: Any, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(ended))
     else:
-        click.echo(" ".join([ended["status"], ended["failure_reason"] or "", ended["error"] or ""]))
+        why = ", ".join(filter(None, [ended["failure_reason"], ended["error"]]))
+        click.echo(f"{ended['status']}: {why}" if why else ended["status"])
     return ENDS[ended["status"]]
 
 

@@ -18,7 +18,7 @@ from understudy.cli.credentials import Credentials, MachineKey
 from understudy.cli.hold import hold
 from understudy.config import ServerConfig
 from understudy.core.records import User, Workspace
-from understudy.core.restarts import CannotStart, RestartPolicy
+from understudy.core.restarts import CannotStart, ChildEnded, RestartPolicy
 from understudy.core.tree import Branch
 from understudy.daemon.probe import Found, find_clis
 from understudy.daemon.status import is_running, read_status
@@ -41,10 +41,6 @@ class UpConfig:
     server: ServerConfig
     repository: str | None
     with_daemon: bool
-
-
-class ChildEnded(Exception):
-    """A process that should run for ever has ended."""
 
 
 async def run_up(config: UpConfig) -> None:

@@ -10,6 +10,10 @@ class CannotStart(Exception):
     """An expected failure to start; its message is a sentence that says what to do next."""
 
 
+class ChildEnded(Exception):
+    """A process that should run for ever has ended. Where we noticed says nothing about why."""
+
+
 @dataclass(frozen=True)
 class RestartPolicy:
     restarts_max: int = 3
