@@ -3,9 +3,12 @@
 
     UNDERSTUDY_TOKEN=... ./api_client.py nia "Fix the login page"
 
-It makes an issue, assigns it, prints what the agent says and does, and ends with the run: status 0
-if it was completed. The stream may break at any time (a proxy, a laptop's lid, a server's restart):
-the client connects again with the id of the last event it has seen, and misses none.
+The token is the "key" in the `credentials.json` of Understudy's home (`~/.understudy`, or root's
+`/var/lib/understudy`), or one that `POST /api/tokens` made.
+
+The client makes an issue, assigns it, prints what the agent says and does, and ends with the run:
+status 0 if it was completed. The stream may break at any time (a proxy, a laptop's lid, a server's
+restart): it connects again with the id of the last event it has seen, and misses none.
 """
 
 import json
