@@ -241,3 +241,19 @@ async def test_people_see_that_an_agents_variable_is_set_and_not_to_what(node: N
     told = [made, await node.person.get("/api/agents")]
     told.append(await node.person.get(f"/api/tasks/{task['id']}"))
     assert all("API_KEY" in each.text and "sk-very-secret" not in each.text for each in told)
+
+
+async def test_a_reason_of_another_daemons_own_does_not_keep_its_run_from_ending(
+    node: Node,
+) -> None:
+    """R9.6, R11.1"""
+    task = await claimed(node)
+    body = {"claim_token": task["claim_token"], "error": "x", "failure_reason": "theirs"}
+    ended = ok(await node.machine.post(f"/api/daemon/tasks/{task['id']}/fail", json=body))
+    assert (ended["status"], ended["failure_reason"]) == ("failed", "unknown")
+
+
+async def test_a_path_that_we_do_not_know_proves_no_absence(node: Node) -> None:
+    """R4.6: a daemon stops its agent on `not_found`."""
+    answer = await node.machine.post(f"/api/daemon/tasks/{uuid4()}/of-a-later-version")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_such_path")

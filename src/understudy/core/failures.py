@@ -41,6 +41,11 @@ class FailureReason(StrEnum):
     SUPERSEDED = "superseded"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def _missing_(cls, value: object) -> FailureReason:
+        """Another daemon's own slug must not keep its run from ending."""
+        return cls.UNKNOWN
+
 
 @dataclass(frozen=True)
 class FailurePolicy:

@@ -16,6 +16,8 @@ from understudy.wire.errors import Refusal, Refused, unavailable
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
+CODES = {404: "no_such_path"}
+"""`not_found` is the proof that something is gone (R4.6); a path we do not know proves nothing."""
 
 
 def answer(body: object, status: int = 200) -> Response:
@@ -43,7 +45,7 @@ def refusal_of(error: Exception) -> Refusal:
         case HTTPException(code=int(status)):
             return Refusal(
                 error=error.description or error.name,
-                code=error.name.lower().replace(" ", "_"),
+                code=CODES.get(status) or error.name.lower().replace(" ", "_"),
                 status=status,
             )
         case ExceptionGroup(exceptions=(Exception() as only,)):
