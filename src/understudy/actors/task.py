@@ -16,6 +16,7 @@ import trio
 from understudy.actors.actor import Actor
 from understudy.actors.mailbox import Ask
 from understudy.actors.watermark import Watermark
+from understudy.core.failures import reason_of
 from understudy.core.leases import Leases
 from understudy.core.lifecycle import TERMINAL
 from understudy.store import tasks
@@ -129,7 +130,7 @@ class TaskActor(Actor[Message]):
                 return await tasks.fail(
                     self._database,
                     holder,
-                    report.failure_reason,
+                    reason_of(report.failure_reason),
                     report.error,
                     session_id=report.session_id,
                     work_dir=report.work_dir,

@@ -41,11 +41,6 @@ class FailureReason(StrEnum):
     SUPERSEDED = "superseded"
     UNKNOWN = "unknown"
 
-    @classmethod
-    def _missing_(cls, value: object) -> FailureReason:
-        """Another daemon's own slug must not keep its run from ending."""
-        return cls.UNKNOWN
-
 
 @dataclass(frozen=True)
 class FailurePolicy:
@@ -94,3 +89,8 @@ POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
     R.SUPERSEDED: NEVER,
     R.UNKNOWN: NEVER,
 }
+
+
+def reason_of(slug: str) -> FailureReason:
+    """Of what another daemon reported: a slug of its own must not keep its run from ending."""
+    return FailureReason(slug) if slug in set(FailureReason) else FailureReason.UNKNOWN

@@ -193,7 +193,8 @@ class Complete(Held):
 
 class Fail(Held):
     error: str = ""
-    failure_reason: FailureReason = FailureReason.UNKNOWN
+    failure_reason: str = FailureReason.UNKNOWN
+    """A slug of `core/failures.py`; any other counts as unknown."""
     session_id: str | None = None
     work_dir: str | None = None
 
