@@ -33,7 +33,6 @@ STOP_S: Final = 15.0
 READY_S: Final = 60.0
 LINKED_S: Final = 20.0
 POLL_S: Final = 0.1
-LINK_S: Final = 15 * 60.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ async def _first_steps(database: Database, config: UpConfig) -> str:
     if config.repository is not None:
         await people.set_repository(database, workspace.id, config.repository)
     await _keep_keys(database, config.server.address, user, workspace)
-    code = await tokens.create(database, "login", Owner(user_id=user.id), valid_s=LINK_S)
+    code = await tokens.create(database, "login", Owner(user_id=user.id), valid_s=tokens.LINK_S)
     return f"{config.server.address}/login/{code}"
 
 

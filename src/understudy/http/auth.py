@@ -17,7 +17,6 @@ from understudy.wire.daemon import CLAIM_LEASE
 from understudy.wire.errors import Refused, invalid, not_found
 
 COOKIE: Final = "understudy_session"
-LINK_S: Final = 15 * 60.0
 SESSION_S: Final = 30 * 24 * 3600.0
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 

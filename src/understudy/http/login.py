@@ -38,9 +38,9 @@ def blueprint(site: Site) -> Blueprint:
         """Another way in for the same person: a browser, a second machine."""
         person = await auth.person(request, database)
         code = await tokens.create(
-            database, "login", tokens.Owner(user_id=person.user.id), valid_s=auth.LINK_S
+            database, "login", tokens.Owner(user_id=person.user.id), valid_s=tokens.LINK_S
         )
-        return answer(wire.LoginLink(path=f"/login/{code}", valid_s=auth.LINK_S), 201)
+        return answer(wire.LoginLink(path=f"/login/{code}", valid_s=tokens.LINK_S), 201)
 
     @routes.post("/api/login")
     async def login() -> Response:

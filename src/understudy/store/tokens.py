@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
 
 from understudy.store.database import Database
 
+LINK_S: Final = 15 * 60.0
+"""How long a one-time login link is good."""
 Kind = Literal["login", "session", "personal", "daemon", "task"]
 PREFIXES: dict[Kind, str] = {
     "login": "usl",
