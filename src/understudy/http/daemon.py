@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from uuid import UUID
 
 from quart import Blueprint, Response, request
@@ -29,7 +30,7 @@ def _add(routes: Blueprint, site: Site, desk: Desk, name: str, shape: CallShape)
             subject_id = auth.parse_id(subject, f"{shape.subject}_id")
         raw = await raw_body() if shape.method == "POST" else b""
         done = await desk.answer(machine, name, subject_id, raw)
-        if name == "session":
+        if shape.status == HTTPStatus.NO_CONTENT:
             return Response(b"", 204)
         return answer(done)
 

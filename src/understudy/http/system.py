@@ -12,6 +12,7 @@ from understudy.http.site import Site
 from understudy.store import people, tokens
 from understudy.store.errors import DatabaseUnavailable
 from understudy.wire import board as wire
+from understudy.wire import openapi
 
 
 def blueprint(site: Site) -> Blueprint:
@@ -53,6 +54,10 @@ def blueprint(site: Site) -> Blueprint:
     async def tree() -> Response:
         await auth.person(request, database)
         return answer(site.tree.snapshot(trio.current_time()))
+
+    @routes.get("/api/openapi.json")
+    async def description() -> Response:
+        return answer(openapi.document(site.version, cookie=auth.COOKIE))
 
     @routes.get("/api/health")
     async def health() -> Response:

@@ -211,6 +211,8 @@ class CallShape(Struct, kw_only=False):
     request: type[Struct]
     answer: type
     subject: Literal["runtime", "task"] | None = None
+    status: int = 200
+    """HTTP's, when it is done; 204 has no body."""
 
 
 def _task(verb: str, request: type[Struct], answer: type = Task) -> CallShape:
@@ -233,7 +235,9 @@ CALLS: Final[dict[str, CallShape]] = {
     "start": _task("start", Held),
     "progress": _task("progress", Progress, Acknowledged),
     "messages": _task("messages", Messages, Acknowledged),
-    "session": _task("session", Session, Acknowledged),
+    "session": CallShape(
+        "POST", "/api/daemon/tasks/<subject>/session", Session, Acknowledged, "task", 204
+    ),
     "usage": _task("usage", UsageReport, Acknowledged),
     "complete": _task("complete", Complete),
     "fail": _task("fail", Fail),
