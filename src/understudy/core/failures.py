@@ -1,7 +1,8 @@
 """Why a run failed, and what may follow: one closed taxonomy (R5.1, R5.2).
 
-Daemons report these reasons and pages put them into words. `POLICIES` is for the retries, which are
-not there yet: then nothing else is to decide.
+Daemons report these reasons and pages put them into words. Whether and when a failed task is tried
+again is decided in the transaction that fails it, so `schema.sql` holds this table too
+(`understudy.failure_policy`), made by `policy_sql()` below; a test compares the two.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class FailureReason(StrEnum):
 class FailurePolicy:
     """What may follow a failure for one reason.
 
-    `attempts_max` caps the task's own `max_attempts`; None leaves it as it is.
+    `attempts_max` stands for the task's own `max_attempts` (of more than 1); None leaves it as it is.
     `delays_s` is the wait before each further attempt, the last one repeating, doubled each time
     when `doubling`; `resume` tells whether the next attempt may continue the agent's session.
     """
@@ -73,7 +74,7 @@ POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
     R.AGENT_STALLED: FailurePolicy(is_retryable=True, resume=False),
     R.PROVIDER_NETWORK: FailurePolicy(is_retryable=True, attempts_max=3, delays_s=(0.0, 5.0, 30.0)),
     R.PROVIDER_OVERLOADED: FailurePolicy(is_retryable=True, delays_s=(30.0,), doubling=True),
-    R.QUOTA_EXHAUSTED: FailurePolicy(is_retryable=True, delays_s=(3600.0,)),
+    R.QUOTA_EXHAUSTED: FailurePolicy(is_retryable=True, attempts_max=5, delays_s=(3600.0,)),
     R.POISON: NEVER,
     R.QUEUED_EXPIRED: NEVER,
     R.AUTH: NEVER,
@@ -89,6 +90,20 @@ POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
     R.SUPERSEDED: NEVER,
     R.UNKNOWN: NEVER,
 }
+
+
+def policy_sql() -> str:
+    """The rows of `understudy.failure_policy`, as `schema.sql` must have them."""
+    return ",\n    ".join(
+        f"('{reason}', {_sql(policy.is_retryable)}, {policy.attempts_max or 'null::int'},"
+        f" '{{{','.join(f'{delay_s:g}' for delay_s in policy.delays_s)}}}',"
+        f" {_sql(policy.doubling)}, {_sql(policy.resume)})"
+        for reason, policy in POLICIES.items()
+    )
+
+
+def _sql(flag: bool) -> str:  # noqa: FBT001  # One letter of a row.
+    return "true" if flag else "false"
 
 
 def reason_of(slug: str) -> FailureReason:

@@ -2,8 +2,8 @@
 
 A task is one attempt of one agent at one trigger. It is born `queued` (or `deferred`, when it has
 to wait for its time), is claimed by a runtime, starts, and ends once. A retry or a rerun is a new
-row that names its parent; a row never leaves a terminal status. So the whole life fits into one
-table of moves, and a move is a compare-and-set: it names the statuses it leaves and, where a daemon
+row that names its parent; a row never leaves a terminal status, but for a result that comes after
+the server gave the run up (R6.5). So the whole life fits into one table of moves, and a move is a compare-and-set: it names the statuses it leaves and, where a daemon
 makes it, the claim token. Whoever comes too late finds no row and is told so.
 
                       claim              start              complete
@@ -41,6 +41,7 @@ class Move(StrEnum):
     REQUEUE = "requeue"
     START = "start"
     COMPLETE = "complete"
+    COMPLETE_LATE = "complete_late"
     FAIL = "fail"
     ORPHAN = "orphan"
     LOSE = "lose"
@@ -94,6 +95,12 @@ MOVES: Final[dict[Move, Rule]] = {
         frozenset({S.DISPATCHED}), S.RUNNING, "the daemon", "token matches, claim not expired"
     ),
     M.COMPLETE: Rule(frozenset({S.RUNNING}), S.COMPLETED, "the daemon", "token matches"),
+    M.COMPLETE_LATE: Rule(
+        frozenset({S.FAILED}),
+        S.COMPLETED,
+        "the daemon",
+        "token matches; given up for its silence; no successor has started (R6.5)",
+    ),
     M.FAIL: Rule(IN_FLIGHT, S.FAILED, "the daemon", "token matches"),
     M.ORPHAN: Rule(
         IN_FLIGHT, S.FAILED, "recovery at registration", "not in the daemon's inventory"

@@ -57,8 +57,11 @@ class Runtime(Struct):
     status: str
     problem: str | None = None
     incarnation: str | None = None
+    node_id: UUID | None = None
     last_seen_at: datetime
+    online_since: datetime | None = None
     offline_since: datetime | None = None
+    quota_resets_at: datetime | None = None
 
 
 class Agent(Struct):
@@ -109,7 +112,9 @@ class Task(Struct):
     attempt: int
     max_attempts: int
     parent_task_id: UUID | None = None
+    retry_task_id: UUID | None = None
     created_at: datetime
+    fire_at: datetime | None = None
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -120,14 +125,6 @@ class Task(Struct):
     failure_reason: FailureReason | None = None
     session_id: str | None = None
     work_dir: str | None = None
-
-
-class Claim(Struct):
-    """A task with the lease that was just taken on it."""
-
-    task: Task
-    claim_token: UUID | None
-    claim_expires_at: datetime
 
 
 class Comment(Struct):

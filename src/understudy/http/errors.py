@@ -7,7 +7,7 @@ import logging
 import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from understudy.actors.mailbox import ActorGone
 from understudy.store.errors import DatabaseUnavailable
@@ -60,7 +60,10 @@ def install(app: QuartTrio) -> None:
         refusal = refusal_of(error)
         if refusal.status == 500:  # noqa: PLR2004
             logger.error("%s %s failed", request.method, request.path)
-        return refuse(refusal)
+        response = refuse(refusal)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
 
     for kind in (Exception, HTTPException, Refused, DatabaseUnavailable, ActorGone):
         app.register_error_handler(kind, handle)

@@ -61,8 +61,8 @@ def blueprint(site: Site) -> Blueprint:
 
 
 def _cursor(default: int) -> int:
-    text = request.headers.get("Last-Event-ID") or request.args.get("after")
-    if not text:
+    text = request.headers.get("Last-Event-ID", request.args.get("after"))
+    if text is None:
         return default
     try:
         cursor = int(text)

@@ -1,16 +1,14 @@
-"""Agents: named workers, and what a run of one needs to know."""
+"""Agents: named workers."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
-import msgspec
 import psycopg.errors
 
-from understudy.core.records import Agent, Claim, Task
+from understudy.core.records import Agent, Task
 from understudy.store.database import Database, read, read_all
 from understudy.wire.board import CreateAgent
-from understudy.wire.daemon import AgentBrief, ClaimedTask, IssueBrief, Repository
 
 
 class AgentExists(Exception):
@@ -74,37 +72,3 @@ async def of_workspace(database: Database, workspace_id: UUID) -> list[Agent]:
         Agent,
     )
 
-
-async def brief(database: Database, claims: list[Claim]) -> list[ClaimedTask]:
-    """Each claim with all that its run needs: agent, issue, repository."""
-    rows = await database.pool.fetch(
-        """
-        select t.id as task_id, a.id, a.name, a.instructions, a.custom_env, a.custom_args,
-               a.mcp_config, a.model, i.id as issue_id, i.title, i.description,
-               w.issue_prefix || '-' || i.number as key,
-               coalesce(i.repository, w.repository) as repository
-        from understudy.tasks t
-        join understudy.agents a on a.id = t.agent_id
-        join understudy.workspaces w on w.id = t.workspace_id
-        left join understudy.issues i on i.id = t.issue_id
-        where t.id = any ($1)
-        """,
-        [claim.task.id for claim in claims],
-    )
-    briefs = {row["task_id"]: row for row in rows}
-    return [_claimed(claim, briefs[claim.task.id].as_dict()) for claim in claims]
-
-
-def _claimed(claim: Claim, found: dict[str, object]) -> ClaimedTask:
-    issue = None
-    if found["issue_id"] is not None:
-        issue = msgspec.convert(found | {"id": found["issue_id"]}, IssueBrief)
-    repository = found["repository"]
-    return ClaimedTask(
-        **msgspec.structs.asdict(claim.task),
-        claim_token=claim.claim_token,
-        claim_expires_at=claim.claim_expires_at,
-        agent=msgspec.convert(found, AgentBrief),
-        issue=issue,
-        repos=[] if repository is None else [Repository(url=str(repository))],
-    )

@@ -10,7 +10,8 @@ from uuid import UUID
 from understudy.core.records import Comment, Issue, Task
 from understudy.store.connection import Record
 from understudy.store.database import Database, read, read_all
-from understudy.wire.board import CreateIssue
+from understudy.store.tasks import Moved, moved
+from understudy.wire.board import Commented, CreateIssue, RerunIssue
 
 SELECT: Final = """
     select i.*, w.issue_prefix || '-' || i.number as key, coalesce(a.name, u.name) as assignee_name
@@ -28,10 +29,31 @@ COMMENTS_MAX: Final = 500
 
 @dataclass(frozen=True)
 class Assignment:
-    """`outcome`: enqueued, assigned, unchanged, pending, issue_not_found or agent_not_found."""
+    """`outcome`: enqueued, assigned, unchanged, pending, self, too_many_hops, issue_not_found or
+    agent_not_found; what each means says `schema.sql`."""
 
     outcome: str
     task: Task | None
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """`outcome`: enqueued, pending, issue_not_found, task_not_found or agent_not_found.
+
+    `cancelled` is what had to make room for it.
+    """
+
+    outcome: str
+    task: Task | None
+    cancelled: list[Moved]
+
+
+@dataclass(frozen=True)
+class Author:
+    """A person, or the agent that works on a task."""
+
+    user_id: UUID | None = None
+    task_id: UUID | None = None
 
 
 async def create(
@@ -102,17 +124,44 @@ async def of_workspace(database: Database, workspace_id: UUID) -> list[Issue]:
 
 
 async def assign(
-    database: Database, workspace_id: UUID, issue_id: UUID, agent_id: UUID
+    database: Database,
+    workspace_id: UUID,
+    issue_id: UUID,
+    agent_id: UUID,
+    *,
+    by_task: UUID | None = None,
 ) -> Assignment:
-    """Starts a task unless the issue is in the backlog or the agent is on it already (R10.1)."""
+    """Starts a task unless the issue is in the backlog or the agent is on it already (R10.1).
+
+    `by_task` is the run of the agent that assigns.
+    """
     row = await database.pool.fetchrow(
-        "select m.outcome, (m.task).* from understudy.assign_to_agent($1, $2, $3, $4) m",
+        "select m.outcome, (m.task).* from understudy.assign_to_agent($1, $2, $3, $4, $5) m",
         workspace_id,
         issue_id,
         agent_id,
         database.new_id(),
+        by_task,
     )
     return _assignment(row)
+
+
+async def rerun(
+    database: Database, issue: Issue, wanted: RerunIssue, *, user_id: UUID | None
+) -> Rerun:
+    """R7.6: cancel what its agent has on the issue, and begin anew."""
+    rows = await database.pool.fetch(
+        "select m.outcome, (m.task).* from understudy.rerun_issue($1, $2, $3, $4, $5, $6, $7) m",
+        issue.workspace_id,
+        issue.id,
+        database.new_id(),
+        user_id,
+        wanted.task_id,
+        wanted.fresh,
+        wanted.after,
+    )
+    first = _assignment(rows[0])
+    return Rerun(first.outcome, first.task, [moved(row) for row in rows[1:]])
 
 
 async def set_status(
@@ -135,21 +184,22 @@ def _assignment(row: Record | None) -> Assignment:
 
 
 async def add_comment(
-    database: Database, issue: Issue, body: str, *, user_id: UUID | None
-) -> Comment:
+    database: Database, issue: Issue, body: str, author: Author
+) -> Commented | None:
+    """Also calls the agents that it mentions (R10.2); None if the issue is gone by now."""
     row = await database.pool.fetchrow(
-        "insert into understudy.comments (id, workspace_id, issue_id, author_user_id, body)"
-        " values ($1, $2, $3, $4, $5)"
-        " returning *,"
-        " (select name from understudy.users where id = author_user_id) as author_name",
-        database.new_id(),
+        "select (m.comment).*, m.called, coalesce(a.name, u.name) as author_name"
+        " from understudy.add_comment($1, $2, $3, $4, $5, $6) m"
+        " left join understudy.agents a on a.id = (m.comment).author_agent_id"
+        " left join understudy.users u on u.id = (m.comment).author_user_id",
         issue.workspace_id,
         issue.id,
-        user_id,
+        database.new_id(),
+        author.user_id,
+        author.task_id,
         body,
     )
-    assert row is not None
-    return read(row, Comment)
+    return None if row is None else read(row, Commented)
 
 
 async def comments(database: Database, issue_id: UUID) -> list[Comment]:

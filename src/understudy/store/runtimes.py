@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 import msgspec
@@ -22,6 +21,8 @@ class Machine:
     daemon_id: str
     device_name: str
     incarnation: str | None
+    node_id: UUID | None = None
+    """The server node that it registers with."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,30 @@ class Offer:
     problem: str | None
 
 
-async def register(database: Database, machine: Machine, offers: list[Offer]) -> list[Runtime]:
+@dataclass(frozen=True)
+class Registered:
+    """`same_process`: it had registered before; its runs are not those of an earlier process."""
+
+    runtimes: list[Runtime]
+    same_process: bool
+
+
+async def register(database: Database, machine: Machine, offers: list[Offer]) -> Registered:
     """Add or update one runtime per offer, in the order of the offers.
 
     What this daemon offered before and offers no longer goes offline. One `daemon:register` event.
     """
     async with database.pool.transaction() as connection:
+        before = await connection.fetch(
+            "select incarnation from understudy.runtimes where workspace_id = $1 and daemon_id = $2"
+            " order by id for no key update",
+            machine.workspace_id,
+            machine.daemon_id,
+        )
         runtimes = [await _upsert(database, connection, machine, offer) for offer in offers]
         await connection.execute(
-            "update understudy.runtimes set status = 'offline', offline_since = understudy.now()"
+            "update understudy.runtimes set status = 'offline', offline_since = understudy.now(),"
+            " online_since = null, node_id = null"
             " where workspace_id = $1 and daemon_id = $2 and id <> all ($3) and status = 'online'",
             machine.workspace_id,
             machine.daemon_id,
@@ -54,7 +70,10 @@ async def register(database: Database, machine: Machine, offers: list[Offer]) ->
             connection, machine.workspace_id, "daemon:register",
             {"action": "register", "runtimes": [msgspec.to_builtins(r) for r in runtimes]},
         )  # fmt: skip
-    return runtimes
+    same_process = machine.incarnation is not None and all(
+        row["incarnation"] == machine.incarnation for row in before
+    )
+    return Registered(runtimes, same_process)
 
 
 async def _upsert(
@@ -64,14 +83,17 @@ async def _upsert(
         """
         insert into understudy.runtimes as r
           (id, workspace_id, daemon_id, incarnation, provider, name, device_name, device_info,
-           status, problem, metadata, last_seen_at, offline_since)
+           status, problem, metadata, node_id, last_seen_at, online_since, offline_since)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, jsonb_build_object('version', $11::text),
-                understudy.now(), case when $9 = 'offline' then understudy.now() end)
+                $12, understudy.now(), case when $9 = 'online' then understudy.now() end,
+                case when $9 = 'offline' then understudy.now() end)
         on conflict (workspace_id, daemon_id, provider) do update set
           incarnation = excluded.incarnation, name = excluded.name,
           device_name = excluded.device_name, device_info = excluded.device_info,
           status = excluded.status, problem = excluded.problem, metadata = excluded.metadata,
-          last_seen_at = excluded.last_seen_at,
+          last_seen_at = excluded.last_seen_at, node_id = excluded.node_id, retired_at = null,
+          online_since = case when excluded.status = 'online'
+                              then coalesce(r.online_since, excluded.online_since) end,
           offline_since = case when excluded.status = 'offline'
                                then coalesce(r.offline_since, excluded.offline_since) end
         returning *
@@ -87,6 +109,7 @@ async def _upsert(
         offer.status,
         offer.problem,
         offer.version,
+        machine.node_id,
     )
     assert row is not None
     return read(row, Runtime)
@@ -98,12 +121,13 @@ async def go_offline(
     *,
     action: str,
     workspace_id: UUID | None = None,
-    seen_at: datetime | None = None,
+    node_id: UUID | None = None,
+    silent_s: float = 0.0,
 ) -> list[UUID]:
     """Mark online runtimes offline; the ids that are known (R4.5: the others are skipped).
 
     One event for each workspace that is touched. `workspace_id` limits whose runtimes may be meant,
-    `seen_at` to those that nobody, on any node, has registered since.
+    `node_id` to those that no other node has heard since. `silent_s`: how long ago they were heard.
     """
     async with database.pool.transaction() as connection:
         rows = await connection.fetch(
@@ -111,12 +135,12 @@ async def go_offline(
             with known as (
               select id, workspace_id, status from understudy.runtimes
               where id = any($1) and ($2::uuid is null or workspace_id = $2)
-                and ($3::timestamptz is null or last_seen_at = $3)
+                and ($3::uuid is null or node_id = $3) and retired_at is null
               order by id for no key update
             ), gone as (
               update understudy.runtimes r
-              set status = 'offline', offline_since = understudy.now(),
-                  last_seen_at = understudy.now()
+              set status = 'offline', offline_since = understudy.now(), online_since = null,
+                  node_id = null, last_seen_at = understudy.now() - make_interval(secs => $4)
               from known where r.id = known.id and known.status = 'online' returning r.id
             )
             select known.id, known.workspace_id, gone.id is not null as went
@@ -124,7 +148,8 @@ async def go_offline(
             """,
             runtime_ids,
             workspace_id,
-            seen_at,
+            node_id,
+            silent_s,
         )
         for place in {row["workspace_id"] for row in rows if row["went"]}:
             ids = [str(row["id"]) for row in rows if row["went"] and row["workspace_id"] == place]
@@ -134,50 +159,75 @@ async def go_offline(
     return [row["id"] for row in rows]
 
 
-async def come_online(database: Database, runtime_id: UUID) -> datetime | None:
-    """A runtime that was taken for silent has been heard again; when the row says it was seen.
+async def take_over(database: Database, runtime_id: UUID, node_id: UUID) -> Runtime | None:
+    """This node has heard the runtime: it attends and judges it from now on (R4.3).
 
-    None where the row stays as it is: it is online, or has a problem that was not repaired.
+    None if there is none. One that was taken for silent is online again, unless it has a problem.
     """
     async with database.pool.transaction() as connection:
-        row = await connection.fetchrow(
-            "update understudy.runtimes"
-            " set status = 'online', offline_since = null, last_seen_at = understudy.now()"
-            " where id = $1 and status = 'offline' and problem is null"
-            " returning workspace_id, last_seen_at",
+        was = await connection.fetchrow(
+            "select status, problem from understudy.runtimes where id = $1 and retired_at is null"
+            " for no key update",
             runtime_id,
         )
-        if row is None:
+        if was is None:
             return None
+        comes_back = was["status"] == "offline" and was["problem"] is None
+        row = await connection.fetchrow(
+            "update understudy.runtimes set node_id = $2, last_seen_at = understudy.now(),"
+            " status = case when $3 then 'online' else status end,"
+            " online_since = case when $3 then understudy.now() else online_since end,"
+            " offline_since = case when $3 then null else offline_since end"
+            " where id = $1 returning *",
+            runtime_id,
+            node_id,
+            comes_back,
+        )
+        assert row is not None
+        if comes_back:
+            await record(
+                connection, row["workspace_id"], "daemon:register",
+                {"action": "heard_again", "runtime_ids": [str(runtime_id)]},
+            )  # fmt: skip
+        return read(row, Runtime)
+
+
+async def delete(database: Database, workspace_id: UUID, runtime_id: UUID) -> bool | None:
+    """Remove it; False while runs are in flight on it, None if there is none. The history stays."""
+    async with database.pool.transaction() as connection:
+        found = await connection.fetchrow(
+            "select exists (select from understudy.tasks t where t.runtime_id = r.id"
+            " and t.status in ('dispatched', 'running')) as is_at_work from understudy.runtimes r"
+            " where id = $1 and workspace_id = $2 and retired_at is null for no key update of r",
+            runtime_id,
+            workspace_id,
+        )
+        if found is None or found["is_at_work"]:
+            return None if found is None else False
+        await connection.execute(
+            "update understudy.runtimes set retired_at = understudy.now(), status = 'offline',"
+            " offline_since = coalesce(offline_since, understudy.now()), online_since = null,"
+            " node_id = null where id = $1",
+            runtime_id,
+        )
         await record(
-            connection, row["workspace_id"], "daemon:register",
-            {"action": "heard_again", "runtime_ids": [str(runtime_id)]},
+            connection, workspace_id, "daemon:register",
+            {"action": "deleted", "runtime_ids": [str(runtime_id)]},
         )  # fmt: skip
-        seen_at: datetime = row["last_seen_at"]
-        return seen_at
+    return True
 
 
 async def find(database: Database, runtime_id: UUID) -> Runtime | None:
     row = await database.pool.fetchrow(
-        "select * from understudy.runtimes where id = $1", runtime_id
+        "select * from understudy.runtimes where id = $1 and retired_at is null", runtime_id
     )
     return None if row is None else read(row, Runtime)
-
-
-async def online(database: Database) -> list[Runtime]:
-    """All that the database believes to be there; a starting node gives each 45 s (R4.4)."""
-    return read_all(
-        await database.pool.fetch(
-            "select * from understudy.runtimes where status = 'online' order by id"
-        ),
-        Runtime,
-    )
 
 
 async def of_workspace(database: Database, workspace_id: UUID) -> list[Runtime]:
     return read_all(
         await database.pool.fetch(
-            "select * from understudy.runtimes where workspace_id = $1"
+            "select * from understudy.runtimes where workspace_id = $1 and retired_at is null"
             " order by status desc, device_name, provider",
             workspace_id,
         ),

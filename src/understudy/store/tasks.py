@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
 
 from understudy.core.failures import FailureReason
-from understudy.core.records import Claim, Message, Task, Usage
+from understudy.core.records import Message, Task, Usage
 from understudy.store.connection import Record
 from understudy.store.database import Database, read, read_all
 
@@ -23,8 +23,11 @@ class Outcome(StrEnum):
     """`schema.sql`, section 7, says when each is meant."""
 
     MOVED = "moved"
+    REQUESTED = "requested"
     REPLAYED = "replayed"
+    KEPT = "kept"
     FENCED = "fenced"
+    ENDED = "ended"
     NOT_FOUND = "not_found"
 
 
@@ -36,6 +39,20 @@ class Moved:
     task: Task | None
 
 
+Fence = Literal["none", "lease", "full"]
+"""What a claimant can name a token in: nothing; its moves; everything it tells (R3.6, R3.13)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`retry_after_s`: what the provider asks for. `refused_session`: never to be resumed (R5.10)."""
+
+    reason: FailureReason
+    error: str
+    retry_after_s: float | None = None
+    refused_session: str | None = None
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who acts on a task: the tenant, the task, and the claim it is held under (R3.13)."""
@@ -45,34 +62,11 @@ class Holder:
     claim_token: UUID | None
 
 
-def _moved(row: Record | None) -> Moved:
+def moved(row: Record | None) -> Moved:
+    """What a function of `schema.sql`, section 7, has answered."""
     assert row is not None, "a move always answers"
     outcome = Outcome(row["outcome"])
     return Moved(outcome, None if row["id"] is None else read(row, Task))
-
-
-async def claim(
-    database: Database, runtime_id: UUID, *, slots: int, tokened: bool, claim_s: float
-) -> list[Claim]:
-    """Take up to `slots` queued tasks for a runtime that has just proved to be alive (R3.1-R3.4).
-
-    Its own expired claims go back into the queue first (R3.8).
-    """
-    rows = await database.pool.fetch(
-        "select * from understudy.claim_tasks($1, $2, $3, $4)",
-        runtime_id,
-        [database.new_id() for _ in range(slots)],
-        tokened,
-        timedelta(seconds=claim_s),
-    )
-    return [
-        Claim(
-            task=read(row, Task),
-            claim_token=row["claim_token"],
-            claim_expires_at=row["claim_expires_at"],
-        )
-        for row in rows
-    ]
 
 
 async def renew(database: Database, holder: Holder, *, by_s: float) -> Moved:
@@ -100,19 +94,40 @@ async def complete(
 async def fail(
     database: Database,
     holder: Holder,
-    reason: FailureReason,
-    error: str,
+    failure: Failure,
     *,
     session_id: str | None,
     work_dir: str | None,
 ) -> Moved:
-    return await _move(database, "fail_task", holder, str(reason), error, session_id, work_dir)
+    """Also bears the retry, where its reason allows one (R5.4)."""
+    return await _move(
+        database,
+        "fail_task",
+        holder,
+        str(failure.reason),
+        failure.error,
+        session_id,
+        work_dir,
+        failure.retry_after_s,
+        failure.refused_session,
+        database.dice.random(),
+    )
+
+
+async def confirm_stop(database: Database, holder: Holder) -> Moved:
+    """The second phase of a cancellation: no process of the run is left (R7.1)."""
+    return await _move(database, "confirm_stop", holder)
 
 
 async def pin_session(
-    database: Database, holder: Holder, *, session_id: str | None, work_dir: str | None
+    database: Database,
+    holder: Holder,
+    *,
+    session_id: str | None,
+    work_dir: str | None,
+    refused_session: str | None = None,
 ) -> Moved:
-    return await _move(database, "pin_session", holder, session_id, work_dir)
+    return await _move(database, "pin_session", holder, session_id, work_dir, refused_session)
 
 
 async def set_progress(database: Database, holder: Holder, progress: dict[str, Any]) -> Moved:
@@ -130,7 +145,7 @@ async def report_usage(database: Database, holder: Holder, usage: list[Usage]) -
 
 async def _move(database: Database, function: str, holder: Holder, *arguments: object) -> Moved:
     places = ", ".join(f"${n}" for n in range(1, 4 + len(arguments)))
-    return _moved(
+    return moved(
         await database.pool.fetchrow(
             f"select m.outcome, (m.task).* from understudy.{function}({places}) m",  # noqa: S608
             holder.workspace_id,
@@ -139,6 +154,31 @@ async def _move(database: Database, function: str, holder: Holder, *arguments: o
             *arguments,
         )
     )
+
+
+async def cancel(database: Database, workspace_id: UUID, task_id: UUID, *, by: UUID) -> Moved:
+    """R7.1: `moved` if it is cancelled now, `requested` if its machine has to stop it first."""
+    return moved(
+        await database.pool.fetchrow(
+            "select m.outcome, (m.task).* from understudy.cancel_task($1, $2, $3) m",
+            workspace_id,
+            task_id,
+            by,
+        )
+    )
+
+
+async def cancel_issue(
+    database: Database, workspace_id: UUID, issue_id: UUID, *, by: UUID
+) -> list[Moved]:
+    """Everything that is active on it, and the issue itself."""
+    rows = await database.pool.fetch(
+        "select m.outcome, (m.task).* from understudy.cancel_issue($1, $2, $3) m",
+        workspace_id,
+        issue_id,
+        by,
+    )
+    return [moved(row) for row in rows]
 
 
 async def find(database: Database, workspace_id: UUID, task_id: UUID) -> Task | None:

@@ -78,7 +78,7 @@ ROUTES: Final[dict[str, Route]] = {
     "comment": Route("POST", "/api/issues/{issue}/comments", Comment, board.CreateComment, 201),
     "tasks": Route("GET", "/api/tasks", list[Task]),
     "task": Route("GET", "/api/tasks/{task_id}", board.TaskDetail),
-    "messages": Route("GET", "/api/tasks/{task_id}/messages", list[Message], query=CURSOR),
+    "messages": Route("GET", "/api/tasks/{task_id}/messages", list[Message], query=(AFTER,)),
     "task_stream": Route(
         "GET", "/api/tasks/{task_id}/stream", Message, query=CURSOR, is_stream=True
     ),

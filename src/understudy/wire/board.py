@@ -64,15 +64,51 @@ class Assign(Struct, forbid_unknown_fields=True):
 
 
 class Assigned(Struct):
-    """`outcome`: enqueued, assigned (the issue waits in the backlog), unchanged or pending."""
+    """`outcome`: enqueued, assigned (the issue waits in the backlog), unchanged, pending (this agent
+    is at it already), self (the agent that asks is), too_many_hops (agents called agents)."""
 
     outcome: str
     issue: Issue
     task: Task | None = None
 
 
+class RerunIssue(Struct, forbid_unknown_fields=True):
+    """R7.6. `task_id`: run the agent of that task again, not the assignee. `fresh`: in a new session.
+    `after`: behind what runs now, instead of cancelling it."""
+
+    task_id: UUID | None = None
+    fresh: bool = False
+    after: bool = False
+
+
+class Cancelled(Struct):
+    """`outcome`: moved (it is cancelled), requested (its machine is to stop it first), replayed."""
+
+    outcome: str
+    task: Task
+
+
+class CancelledIssue(Struct):
+    issue: Issue
+    tasks: list[Cancelled]
+
+
 class CreateComment(Struct, forbid_unknown_fields=True):
     body: Annotated[str, Meta(min_length=1, max_length=200_000)]
+
+
+class Called(Struct):
+    """An agent that a comment called. `outcome`: enqueued; joined (a task that waits already);
+    waiting (until its run ends); too_many_hops (agents have called one another too often)."""
+
+    agent_id: UUID
+    agent: str
+    outcome: str
+    task_id: UUID | None = None
+
+
+class Commented(Comment):
+    called: list[Called] = []
 
 
 class IssueDetail(Struct):

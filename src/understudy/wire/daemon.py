@@ -8,8 +8,10 @@ understand a newer daemon, and the other way round.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
+
+from msgspec import Meta
 
 from understudy.core.failures import FailureReason
 from understudy.core.records import Indexed, Message, Task, Usage
@@ -17,6 +19,8 @@ from understudy.core.struct import Struct
 
 CLAIM_LEASE: Final = "claim-lease"
 """The capability of a daemon that knows claim tokens (R3.6)."""
+FENCED_REPORTS: Final = "fenced-reports"
+"""And that names the token in whatever it tells of a run, not in its moves alone (R3.13)."""
 
 
 class Request(Struct, omit_defaults=True):
@@ -80,10 +84,21 @@ class Registered(Struct):
     repos_version: str = ""
     settings: dict[str, Any] = {}
     verdicts: dict[str, Verdict] = {}
+    trust_s: dict[UUID, float] = {}
+    """By runtime: for so long after the request was sent its work stays its own (R4.11)."""
 
 
 class Deregister(Request):
     runtime_ids: list[str] = []
+
+
+class Ping(Struct):
+    id: UUID
+    runtime_id: UUID
+
+
+class Pong(Request):
+    ping_id: UUID
 
 
 class Heartbeat(Request):
@@ -96,9 +111,21 @@ class Heartbeats(Request):
     runtime_ids: list[UUID]
 
 
+class HeartbeatHeard(Struct, omit_defaults=True):
+    """`pending_ping`: a person waits for a sign (R4.12); `pong` answers."""
+
+    status: str = "ok"
+    pending_ping: Ping | None = None
+
+
 class HeartbeatsHeard(Struct):
     gone: list[UUID] = []
     """Runtimes the server does not know (R4.7): register again."""
+    trust_s: dict[UUID, float] = {}
+    """As in `Registered`."""
+    cancelled: list[HeldTask] = []
+    """Runs to stop whose cancellation has not been confirmed: what a push may have missed."""
+    pending_pings: list[Ping] = []
 
 
 class Acknowledged(Struct):
@@ -140,15 +167,37 @@ class ClaimedTask(Task):
     agent: AgentBrief
     issue: IssueBrief | None = None
     repos: list[Repository] = []
+    is_movable: bool = False
+    """Another machine may take it over while this one is not heard (R4.11)."""
     prior_session_id: str | None = None
     prior_work_dir: str | None = None
     trigger_comment_id: UUID | None = None
     trigger_comment_content: str | None = None
+    """All that was said to the agent since, if more than one comment called it (R10.2)."""
     auth_token: str | None = None
+    """The agent's own key; it dies with the claim (R9.5)."""
 
 
 class Claimed(Struct):
     task: ClaimedTask | None
+
+
+class ClaimMany(Request):
+    """For several runtimes of one daemon at once, up to its free slots (R3.11)."""
+
+    runtime_ids: list[UUID] = []
+    slots: Annotated[int, Meta(ge=1, le=100)] = 1
+
+
+class ClaimedMany(Struct):
+    tasks: list[ClaimedTask]
+
+
+class Recovered(Struct):
+    """How many tasks were given up, and for how many of them another attempt was made (R6.1)."""
+
+    orphaned: int
+    retried: int
 
 
 # A run ------------------------------------------------------------------------------------------
@@ -176,6 +225,8 @@ class Messages(Held):
 class Session(Held):
     session_id: str | None = None
     work_dir: str | None = None
+    refused_session_id: str | None = None
+    """What the CLI would not continue: never offered again (R5.10)."""
 
 
 class UsageReport(Held):
@@ -197,10 +248,27 @@ class Fail(Held):
     """A slug of `core/failures.py`; any other counts as unknown."""
     session_id: str | None = None
     work_dir: str | None = None
+    retry_after_s: Annotated[float, Meta(ge=0, le=366 * 86400)] | None = None
+    """What the provider asks for: a Retry-After, or the time until its quota resets (R5.2)."""
+    refused_session_id: str | None = None
 
 
 class TaskStatus(Struct):
     status: str
+
+
+class GcCheck(Struct):
+    """Of an issue: may its directories go?"""
+
+    status: str
+    updated_at: datetime
+
+
+class Repositories(Struct):
+    workspace_id: UUID
+    repos: list[Repository]
+    repos_version: str = ""
+    settings: dict[str, Any] = {}
 
 
 class CallShape(Struct, kw_only=False):
@@ -210,7 +278,7 @@ class CallShape(Struct, kw_only=False):
     path: str
     request: type[Struct]
     answer: type
-    subject: Literal["runtime", "task"] | None = None
+    subject: Literal["runtime", "task", "issue", "workspace"] | None = None
     status: int = 200
     """HTTP's, when it is done; 204 has no body."""
 
@@ -222,8 +290,15 @@ def _task(verb: str, request: type[Struct], answer: type = Task) -> CallShape:
 CALLS: Final[dict[str, CallShape]] = {
     "register": CallShape("POST", "/api/daemon/register", Register, Registered),
     "deregister": CallShape("POST", "/api/daemon/deregister", Deregister, Acknowledged),
-    "heartbeat": CallShape("POST", "/api/daemon/heartbeat", Heartbeat, Acknowledged),
+    "heartbeat": CallShape("POST", "/api/daemon/heartbeat", Heartbeat, HeartbeatHeard),
     "heartbeats": CallShape("POST", "/api/daemon/heartbeats", Heartbeats, HeartbeatsHeard),
+    "pong": CallShape(
+        "POST", "/api/daemon/runtimes/<subject>/pong", Pong, Acknowledged, "runtime"
+    ),
+    "recover": CallShape(
+        "POST", "/api/daemon/runtimes/<subject>/recover-orphans", Nothing, Recovered, "runtime"
+    ),
+    "claims": CallShape("POST", "/api/daemon/tasks/claim", ClaimMany, ClaimedMany),
     "claim": CallShape(
         "POST", "/api/daemon/runtimes/<subject>/tasks/claim", Nothing, Claimed, "runtime"
     ),
@@ -241,4 +316,11 @@ CALLS: Final[dict[str, CallShape]] = {
     "usage": _task("usage", UsageReport, Acknowledged),
     "complete": _task("complete", Complete),
     "fail": _task("fail", Fail),
+    "stopped": _task("stopped", Held),
+    "gc_check": CallShape(
+        "GET", "/api/daemon/issues/<subject>/gc-check", Nothing, GcCheck, "issue"
+    ),
+    "repos": CallShape(
+        "GET", "/api/daemon/workspaces/<subject>/repos", Nothing, Repositories, "workspace"
+    ),
 }

@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from understudy.core.struct import Struct
-from understudy.wire.daemon import CALLS, ClaimedTask
+from understudy.wire.daemon import CALLS, ClaimedTask, HeldTask, Ping
 from understudy.wire.errors import Refusal, RemoteProtocolError
 
 CALLS_MAX: Final = 100
@@ -69,12 +69,28 @@ class TasksPushed(Struct, tag_field="type", tag="daemon:tasks"):
     payload: list[ClaimedTask]
 
 
+class Cancel(Struct, tag_field="type", tag="cancel"):
+    """Somebody wants these runs stopped: stop the process tree, then call `stopped` (R7.1)."""
+
+    payload: list[HeldTask]
+
+
+class RuntimesGone(Struct, tag_field="type", tag="runtime_gone"):
+    """The server knows these runtimes no longer: register again (R4.7)."""
+
+    payload: list[UUID]
+
+
+class Pinged(Struct, tag_field="type", tag="ping"):
+    payload: Ping
+
+
 class Bye(Struct, tag_field="type", tag="bye"):
     """The server stops; the daemon connects again, with jitter."""
 
 
 FromDaemon = Calls | CreditGranted
-FromServer = Answers | TasksPushed | Bye
+FromServer = Answers | TasksPushed | Cancel | RuntimesGone | Pinged | Bye
 
 _encoder = msgspec.json.Encoder()
 _from_daemon = msgspec.json.Decoder(FromDaemon)

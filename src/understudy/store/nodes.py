@@ -1,0 +1,39 @@
+"""Server nodes that share this database, and whether they live (R4.3, R4.4)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from understudy.store.database import Database
+
+
+async def renew(database: Database, node_id: UUID, address: str, *, lease_s: float) -> int:
+    """Say that this node lives; how many do."""
+    living: int = await database.pool.fetchval(
+        """
+        with mine as (
+          insert into understudy.nodes as n (id, address, lease_since, lease_expires_at)
+          values ($1, $2, understudy.now(), understudy.now() + $3)
+          on conflict (id) do update set
+            lease_since = case when n.lease_expires_at < understudy.now() then understudy.now()
+                               else n.lease_since end,
+            lease_expires_at = excluded.lease_expires_at
+          returning id
+        ) select count(*)::int + 1 from understudy.nodes
+          where lease_expires_at > understudy.now() and id <> $1 and exists (select from mine)
+        """,
+        node_id,
+        address,
+        timedelta(seconds=lease_s),
+    )
+    return living
+
+
+async def leave(database: Database, node_id: UUID) -> None:
+    """A node that stops in good order need not be waited for any longer than its lease would say."""
+    await database.pool.execute(
+        "update understudy.nodes set lease_expires_at = least(lease_expires_at, understudy.now())"
+        " where id = $1",
+        node_id,
+    )
