@@ -27,7 +27,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from understudy.core.graces import Limits, given_up_at, has_next_attempt, heirs, unclaimed_at
+from understudy.core.graces import given_up_at, has_next_attempt, heirs, unclaimed_at
+from understudy.core.leases import Leases
 from understudy.core.lifecycle import IN_FLIGHT, Status
 from understudy.core.records import Task
 from understudy.core.situation import Constraint, Deferral, Explanation, Place, Situation
@@ -39,8 +40,8 @@ START: Final = "`understudy daemon start` on its machine"
 C = Constraint
 
 
-def explain(situation: Situation, now: datetime, limits: Limits) -> Explanation:
-    case = _Case(situation, now, limits)
+def explain(situation: Situation, now: datetime, leases: Leases) -> Explanation:
+    case = _Case(situation, now, leases)
     if case.task.status in IN_FLIGHT and case.task.cancel_requested_at:
         return _cancelling(case, case.task.cancel_requested_at)
     match case.task.status:
@@ -60,7 +61,7 @@ def explain(situation: Situation, now: datetime, limits: Limits) -> Explanation:
 class _Case:
     situation: Situation
     now: datetime
-    limits: Limits
+    leases: Leases
 
     @property
     def task(self) -> Task:
@@ -149,7 +150,7 @@ def _issue_pending(case: _Case) -> Explanation | None:
 
 
 def _promoting(case: _Case) -> Explanation:
-    within_s = case.limits.sweep_every_s
+    within_s = case.leases.sweep_every_s
     return case.say(
         C.PROMOTING,
         "deferred: it is due, and is being queued",
@@ -170,7 +171,7 @@ def _queued(case: _Case) -> Explanation:
 
 
 def _or_expires(case: _Case, stuck: Explanation) -> Explanation:
-    expires_at = case.situation.queued_at + timedelta(seconds=case.limits.queued_max_s)
+    expires_at = case.situation.queued_at + timedelta(seconds=case.leases.queued_max_s)
     changes_at = min(stuck.changes_at or expires_at, expires_at)
     return replace(
         stuck,
@@ -273,7 +274,7 @@ def _no_room(case: _Case) -> Explanation | None:
             C.NOT_CONNECTED,
             f"queued: {runtimes(unconnected)} online, but not connected to be handed work",
             "when it connects or asks; after"
-            f" {case.limits.offline_after_s:.0f} s of silence it counts as offline",
+            f" {case.leases.offline_after_s:.0f} s of silence it counts as offline",
         )
     full = [place.name for place in case.fit]
     return case.say(
@@ -294,8 +295,8 @@ def _offline_in_flight(case: _Case) -> Explanation | None:
     ours, mine = case.situation, case.situation.mine
     if mine.offline_since is None:
         return None
-    ends_at, is_last = given_up_at(ours, case.limits), not has_next_attempt(ours)
-    names, within = [place.name for place in heirs(ours, case.limits)], case.within(ends_at)
+    ends_at, is_last = given_up_at(ours, case.leases), not has_next_attempt(ours)
+    names, within = [place.name for place in heirs(ours, case.leases)], case.within(ends_at)
     if names and not is_last:
         then = f"{names_of(names, 'or')} takes over {within}"
     else:
@@ -320,7 +321,7 @@ def _back(place: Place) -> str:
 
 def _prepared(case: _Case) -> Explanation:
     expires_at, dispatched_at = case.situation.claim_expires_at, case.task.dispatched_at
-    name, ends_at = case.situation.mine.name, unclaimed_at(case.situation, case.limits)
+    name, ends_at = case.situation.mine.name, unclaimed_at(case.situation, case.leases)
     assert expires_at is not None
     assert dispatched_at is not None
     if expires_at <= case.now:
@@ -350,14 +351,14 @@ def _working(case: _Case) -> Explanation:
 
 def _cancelling(case: _Case, requested_at: datetime) -> Explanation:
     mine = case.situation.mine
-    ends_at = requested_at + timedelta(seconds=case.limits.cancel_unconfirmed_s)
+    ends_at = requested_at + timedelta(seconds=case.leases.cancel_unconfirmed_s)
     if mine.offline_since is None:
         constraint, confirms = C.STOPPING, "it confirms that the agent is gone"
         said = f"{mine.name} was told {case.since(requested_at)} ago and has not confirmed the end"
     else:
         constraint, confirms = C.STOP_UNCONFIRMED, _back(mine)
         said = f"{_gone(case, mine)}, and cannot confirm the end"
-        ends_at = min(ends_at, given_up_at(case.situation, case.limits))
+        ends_at = min(ends_at, given_up_at(case.situation, case.leases))
     return case.say(
         constraint,
         f"cancelling: {said}",

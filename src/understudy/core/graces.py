@@ -5,31 +5,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from understudy.core.leases import Leases
 from understudy.core.lifecycle import Status
 from understudy.core.situation import Place, Situation
 
 
-@dataclass(frozen=True)
-class Limits:
-    offline_after_s: float = 45.0
-    sweep_every_s: float = 30.0
-    takeover_grace_s: float = 45.0
-    alone_grace_s: float = 10_800.0
-    dispatched_max_s: float = 300.0
-    running_max_s: float = 9000.0
-    queued_max_s: float = 7200.0
-    cancel_unconfirmed_s: float = 300.0
-
-
-def heirs(situation: Situation, limits: Limits) -> list[Place]:
+def heirs(situation: Situation, leases: Leases) -> list[Place]:
     """Who can take over from the place that holds the task, and is offline: who was there before it
     fell silent. Only then has its daemon been told to stop in time (R4.11)."""
     mine = situation.mine
     assert mine.offline_since is not None
-    silence_s = limits.offline_after_s + limits.sweep_every_s
+    silence_s = leases.offline_after_s + leases.sweep_every_s
     there_by = mine.offline_since - timedelta(seconds=silence_s)
     if mine.is_pinned:
         return []
@@ -42,28 +30,27 @@ def heirs(situation: Situation, limits: Limits) -> list[Place]:
     ]
 
 
-def given_up_at(situation: Situation, limits: Limits) -> datetime:
+def given_up_at(situation: Situation, leases: Leases) -> datetime:
     """Of a task whose place is offline: lost or timed out, whichever comes first."""
     offline_since = situation.mine.offline_since
     assert offline_since is not None
-    grace_s = limits.alone_grace_s
-    if heirs(situation, limits):
-        grace_s = min(grace_s, limits.takeover_grace_s)
+    grace_s = leases.alone_grace_s
+    if heirs(situation, leases):
+        grace_s = min(grace_s, leases.takeover_grace_s)
     lost_at = offline_since + timedelta(seconds=grace_s)
     if situation.task.status is Status.DISPATCHED:
-        return min(lost_at, unclaimed_at(situation, limits))
+        return min(lost_at, unclaimed_at(situation, leases))
     assert situation.task.started_at is not None
-    ran_out_at = situation.task.started_at + timedelta(seconds=limits.running_max_s)
-    return min(lost_at, max(offline_since, ran_out_at))
+    return min(lost_at, situation.task.started_at + timedelta(seconds=leases.running_max_s))
 
 
-def unclaimed_at(situation: Situation, limits: Limits) -> datetime:
+def unclaimed_at(situation: Situation, leases: Leases) -> datetime:
     """When a dispatched task times out. While its claim is renewed it does not: that proves life,
     however long the preparation takes."""
     dispatched_at, expires_at = situation.task.dispatched_at, situation.claim_expires_at
     assert dispatched_at is not None
     assert expires_at is not None
-    return max(expires_at, dispatched_at + timedelta(seconds=limits.dispatched_max_s))
+    return max(expires_at, dispatched_at + timedelta(seconds=leases.dispatched_max_s))
 
 
 def has_next_attempt(situation: Situation) -> bool:
