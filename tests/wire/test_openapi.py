@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from understudy.wire import daemon
+from understudy.core import records
+from understudy.wire import board, daemon
 from understudy.wire.api import ROUTES
 from understudy.wire.daemon import CALLS
-from understudy.wire.openapi import document
+from understudy.wire.openapi import MOMENTS, document
 
 DOCUMENT = document("1.2", cookie="session")
 OPERATIONS = {
@@ -99,3 +100,19 @@ def test_what_is_held_by_a_claim_can_be_fenced_off() -> None:
 
 def test_a_fresh_document_can_be_encoded() -> None:
     assert msgspec.json.decode(msgspec.json.encode(DOCUMENT)) == DOCUMENT
+
+
+def test_every_moment_is_described_as_one() -> None:
+    """By the names of fields, so a field of another name would be missed."""
+    for kind in (*vars(records).values(), *vars(daemon).values(), *vars(board).values()):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            continue
+        for each in msgspec.structs.fields(kind):
+            assert each.name.endswith(MOMENTS) == ("datetime" in str(each.type)), each
+    created_at = DOCUMENT["components"]["schemas"]["Task"]["properties"]["created_at"]
+    assert created_at["format"] == "date-time"
+
+
+def test_a_body_of_which_nothing_is_required_may_be_missing() -> None:
+    assert OPERATIONS["create_issue"]["requestBody"]["required"] is True
+    assert OPERATIONS["daemon_start"]["requestBody"]["required"] is False

@@ -11,7 +11,7 @@ import msgspec
 
 from understudy.core.struct import Struct
 from understudy.wire.api import ROUTES, WORKSPACE, Query, Route
-from understudy.wire.daemon import CALLS, CLAIM_LEASE, CallShape, Held, Nothing
+from understudy.wire.daemon import CALLS, CLAIM_LEASE, CallShape, Held
 
 Json: TypeAlias = dict[str, Any]
 Known: TypeAlias = dict[Any, Json]
@@ -33,6 +33,8 @@ REFUSALS: Final = {
     429: "Too often; ask again after `Retry-After` seconds.",
     503: "The database is away; ask again after `Retry-After` seconds.",
 }
+MOMENTS: Final = ("_at", "_since")
+DATE_TIME: Final = {"format": "date-time"}
 WAITING: Final = frozenset({429, 503})
 KEYS: Final[dict[str, list[Json]]] = {
     "person": [{"key": []}, {"cookie": []}],
@@ -68,7 +70,7 @@ def document(version: str, *, cookie: str) -> Json:
         "info": {"title": "Understudy", "version": version, "description": ABOUT},
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": {name: _dated(each) for name, each in components.items()},
             "responses": {str(status): _refusal(status) for status in REFUSALS},
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
@@ -76,6 +78,15 @@ def document(version: str, *, cookie: str) -> Json:
             },
         },
     }
+
+
+def _dated(schema: Json) -> Json:
+    """msgspec leaves the format out where a time may come without its zone."""
+    properties = {
+        name: each | DATE_TIME if name.endswith(MOMENTS) else each
+        for name, each in schema.get("properties", {}).items()
+    }
+    return schema | {"properties": properties} if properties else schema
 
 
 def _of_people() -> Iterator[tuple[str, Route]]:
@@ -124,7 +135,7 @@ def _operation(name: str, route: Route, known: Known) -> Json:
     }
     if route.request is not None:
         operation["requestBody"] = {
-            "required": route.request is not Nothing,
+            "required": any(each.required for each in msgspec.structs.fields(route.request)),
             "content": {"application/json": {"schema": known[route.request]}},
         }
     return operation
