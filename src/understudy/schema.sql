@@ -75,7 +75,7 @@ create table understudy.runtimes (
   last_seen_at  timestamptz not null,
   online_since  timestamptz,
   offline_since timestamptz,
-  node_id       uuid,                    -- the server node that attends and judges it (R4.3)
+  node_id       uuid,                    -- the server node that hears and judges it (R4.3); null: it is silent
   quota_resets_at timestamptz,           -- until then its account has nothing left to spend (R5.2)
   retired_at    timestamptz,             -- removed (R4.9); the row stays for the history
   created_at    timestamptz not null default understudy.now(),
@@ -789,7 +789,7 @@ begin
           runtime_id = (select a.runtime_id from understudy.agents a where a.id = t.agent_id)
       from expired where t.id = expired.id returning t.agent_id
   ) select array_agg(agent_id) into given_back from returned;
-  if place.quota_resets_at is null or place.quota_resets_at <= understudy.now() then
+  if place.problem is null and coalesce(place.quota_resets_at, '-infinity') <= understudy.now() then
     with room as materialized (
       select a.id, a.max_concurrent_tasks - (
           select count(*) from understudy.tasks f
@@ -1390,14 +1390,14 @@ begin
   end if;
   for it in select t.* from understudy.runtimes r
             join understudy.tasks t on t.runtime_id = r.id and t.status in ('dispatched', 'running')
-            where r.status = 'offline' and r.retired_at is null
+            where r.status = 'offline' and r.retired_at is null and r.node_id is null
               and r.offline_since <= understudy.now() - least(p_takeover, p_alone)
               and (r.offline_since <= understudy.now() - p_alone
                    or understudy.may_be_taken_over(t, r))
             order by t.issue_id, t.id limit p_max loop
     it := understudy.lock_seen(it);
     continue when it.id is null;
-    select * into place from understudy.runtimes where id = it.runtime_id and status = 'offline';
+    select * into place from understudy.runtimes where id = it.runtime_id and status = 'offline' and node_id is null;
     continue when not found;
     it := understudy.end_failed(
       it, 'lose', 'runtime_offline',
@@ -1425,7 +1425,8 @@ begin
             where t.status in ('dispatched', 'running') and (
               (t.status = 'dispatched' and t.dispatched_at <= understudy.now() - p_dispatched
                 and t.claim_expires_at <= understudy.now())
-              or (t.status = 'running' and t.started_at <= understudy.now() - p_running and r.status = 'offline')
+              or (t.status = 'running' and t.started_at <= understudy.now() - p_running
+                and r.status = 'offline' and r.node_id is null)
               or t.cancel_requested_at <= understudy.now() - p_unconfirmed)
             order by t.issue_id, t.id limit p_max loop
     it := understudy.lock_seen(it);
@@ -1502,7 +1503,7 @@ begin
   return query
   with left_alone as materialized (
     select r.id from understudy.runtimes r
-    where r.status = 'online' and not exists (
+    where (r.status = 'online' or r.node_id is not null) and not exists (
       select from understudy.nodes n where n.id = r.node_id and n.lease_expires_at > understudy.now() - p_grace)
     order by r.id limit p_max for no key update skip locked
   ) update understudy.runtimes r

@@ -66,7 +66,8 @@ async def run_server(
             mailbox_max=16,
             policy=RestartPolicy(),
         )
-        cast = Cast(database, leases=config.leases, tail=tail, news=news)
+        node_id = database.new_id()
+        cast = Cast(database, node_id=node_id, leases=config.leases, tail=tail, news=news)
         await children.start(cast.run, tree)
         site = Site(database, cast, tree, stopping, VERSION)
         http = partial(serve, create_app(site), listeners, config=ServeConfig(), stopping=stopping)

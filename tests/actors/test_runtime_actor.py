@@ -246,12 +246,12 @@ def test_a_runtime_that_polls_gets_its_task_or_hears_that_the_database_is_away(
         await stage.queue("Polled")
         stage.outage.failing.add("claim_tasks")
         with pytest.raises(DatabaseUnavailable):
-            await stage.cast.claim_one(stage.board.runtime_id, tokened=True)
+            await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full")
         stage.outage.failing.clear()
-        task = await stage.cast.claim_one(stage.board.runtime_id, tokened=True)
+        task = await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full")
         assert task is not None
         assert task.move is Move.CLAIM
-        assert await stage.cast.claim_one(stage.board.runtime_id, tokened=True) is None
+        assert await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full") is None
 
     perform(play)
 

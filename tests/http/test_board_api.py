@@ -21,7 +21,7 @@ from quart_trio import QuartTrio
 from understudy.core.records import Usage
 from understudy.http import auth
 from understudy.http.app import create_app
-from understudy.store import agents, issues, people, runtimes, schema, tasks, tokens
+from understudy.store import agents, claims, issues, people, runtimes, schema, tasks, tokens
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
@@ -261,7 +261,9 @@ async def test_usage_of_one_model_named_twice_counts_as_the_last(node: Node) -> 
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
     (runtime,) = await runtimes.register(node.database, machine, [offer])
-    (claim,) = await tasks.claim(node.database, runtime.id, slots=1, tokened=True, claim_s=60)
+    (claim,) = await claims.claim(
+        node.database, runtime.id, slots=1, fence="full", claim_s=60
+    )
     holder = Holder(node.workspace.id, claim.task.id, claim.claim_token)
     rows = [Usage(provider="p", model="m", output_tokens=number) for number in (1, 2)]
     await tasks.report_usage(node.database, holder, rows)

@@ -17,7 +17,7 @@ import trio
 
 from understudy.actors.broadcast import written
 from understudy.core.records import Claim, Message
-from understudy.store import runtimes, tasks
+from understudy.store import claims, runtimes, tasks
 from understudy.store.connection import open_connection
 from understudy.store.tasks import Holder
 from understudy.testing.node import Node
@@ -163,7 +163,9 @@ async def running(node: Node) -> tuple[Claim, Holder]:
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
     (runtime,) = await runtimes.register(node.database, machine, [offer])
-    (claim,) = await tasks.claim(node.database, runtime.id, slots=1, tokened=True, claim_s=60)
+    (claim,) = await claims.claim(
+        node.database, runtime.id, slots=1, fence="full", claim_s=60
+    )
     holder = Holder(node.workspace.id, claim.task.id, claim.claim_token)
     await tasks.start(node.database, holder)
     return claim, holder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import final
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -23,8 +25,9 @@ from understudy.core.tree import Branch
 from understudy.store import runtimes
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
-from understudy.store.tasks import Moved
-from understudy.wire.daemon import ClaimedTask
+from understudy.store.tasks import Fence, Moved
+from understudy.wire.daemon import ClaimedTask, HeldTask, Ping
+from understudy.wire.frames import Cancel, Pinged, RuntimesGone
 
 
 @final
@@ -41,34 +44,44 @@ class Cast:
         self,
         database: Database,
         *,
+        node_id: UUID,
         leases: Leases,
         tail: broadcast.Tail,
         news: Ref[broadcast.Message],
     ) -> None:
         self.database = database
+        self.node_id = node_id
         self.leases = leases
         self.tail = tail
         self.news = news
+        self.has_peers = False
+        """Other nodes share the database: what they attend is not known here."""
         self._presences: dict[
             UUID, Presence
         ] = {}  # As many as there are machines: none is dropped.
+        self._changes: Counter[tuple[UUID, str]] = Counter()
         self._newest: WeakValueDictionary[UUID, Watermark] = WeakValueDictionary()
 
     async def run(
         self, branch: Branch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep the actors, beginning with those of all runtimes believed to be there (R4.4)."""
         async with trio.open_nursery() as nursery:
             self.runtimes = Troupe(nursery, branch.child("runtimes"), self._runtime_actor)
             self.tasks = Troupe(nursery, branch.child("tasks"), self._task_actor)
-            for row in await runtimes.online(self.database):
-                await self.attend(row)
             task_status.started()
             await trio.sleep_forever()
 
     def _runtime_actor(self, identity: UUID) -> Actor[runtime.Message]:
         presence = self._presences[identity]
-        return runtime.RuntimeActor(self.database, identity, self.leases, presence)
+        around = runtime.Surroundings(
+            self.database,
+            self.leases,
+            self.node_id,
+            presence,
+            changes=lambda: self._changes[presence.place],
+            committed=partial(self.committed, None),
+        )
+        return runtime.RuntimeActor(identity, around)
 
     def _task_actor(self, identity: UUID) -> Actor[task.Message]:
         return task.TaskActor(self.database, self.leases, self.newest(identity), self.committed)
@@ -77,11 +90,14 @@ class Cast:
         """The highest message seq of a task, shared by its actor and those who watch it."""
         return self._newest.setdefault(task_id, Watermark())
 
+    # Runtimes
+
     async def attend(self, row: Runtime) -> Ref[runtime.Message]:
         """See to it that a runtime has its actor, and is found when there is work for it."""
-        fresh = Presence(row.workspace_id, row.provider, row.last_seen_at, trio.current_time())
-        presence = self._presences.setdefault(row.id, fresh)
-        presence.seen_at = max(presence.seen_at, row.last_seen_at)
+        if row.id not in self._presences:
+            self._presences[row.id] = Presence(
+                row.workspace_id, row.daemon_id, row.provider, trio.current_time()
+            )
         return await self.runtimes.find(row.id)
 
     async def attach(self, runtime_id: UUID, link: Link) -> None:
@@ -101,36 +117,21 @@ class Cast:
         if presence is not None and (link is None or presence.link is link):
             presence.link = None
 
-    def committed(self, moved: Moved | None) -> None:
-        """After a commit: the streams, and the runtimes for which something became claimable.
-
-        A terminal move is a wake-up too: the successor may start, the agent has room (R3.10).
-        """
-        broadcast.written(self.news)
-        row = moved.task if moved else None
-        if row is not None and (row.status is Status.QUEUED or row.status in TERMINAL):
-            self.wake(row)
-
-    def wake(self, row: Task) -> None:
-        for runtime_id, presence in self._presences.items():
-            is_meant = presence.workspace_id == row.workspace_id
-            if is_meant and presence.provider == row.provider:
-                self._hint(runtime_id, runtime.MayHaveWork())
+    def forget(self, runtime_id: UUID) -> None:
+        """It was removed; its daemon is told to register again (R4.7)."""
+        presence = self._presences.pop(runtime_id, None)
+        self._hint(runtime_id, runtime.Forget())
+        if presence is not None and presence.link is not None:
+            presence.link.push(RuntimesGone(payload=[runtime_id]))
 
     def workspace_of(self, runtime_id: UUID) -> UUID | None:
         """Whose runtime it is, if this node looks after it."""
         presence = self._presences.get(runtime_id)
         return presence.workspace_id if presence and self.runtimes.get(runtime_id) else None
 
-    async def claim_one(self, runtime_id: UUID, *, tokened: bool) -> ClaimedTask | None:
-        """For a runtime that polls. Raises `DatabaseUnavailable`."""
-        self.heard(runtime_id)
-        answer = await self.runtimes.ask(runtime_id, lambda: runtime.Claim(tokened))
-        if isinstance(answer, DatabaseUnavailable):
-            raise answer
-        if answer:
-            self.committed(None)
-        return answer[0] if answer else None
+    def presence(self, runtime_id: UUID) -> Presence | None:
+        """What this node knows of a runtime that it attends."""
+        return self._presences.get(runtime_id)
 
     def heard(self, runtime_id: UUID) -> bool:
         """A sign of life; false if no actor stands for this runtime here."""
@@ -140,16 +141,116 @@ class Cast:
         self._hint(runtime_id, runtime.Heard())
         return True
 
+    def trust_s(self, runtime_id: UUID) -> float:
+        """For how long, from now, nobody else is given what this runtime works on (R4.11)."""
+        mine = self._presences[runtime_id]
+        now = trio.current_time()
+        others = (
+            other.place == mine.place
+            and other.daemon_id != mine.daemon_id
+            and now < other.heard_at + self.leases.offline_after_s
+            for other in self._presences.values()
+        )
+        return self.leases.trust_s(may_be_replaced=self.has_peers or any(others))
+
+    def ping(self, runtime_id: UUID, ping: Ping) -> None:
+        """At once over the link; else with the answer to the next heartbeat (R4.12)."""
+        presence = self._presences[runtime_id]
+        presence.ping(ping.id, trio.current_time())
+        if presence.link is not None:
+            presence.link.push(Pinged(payload=ping))
+
+    async def claim(self, runtime_id: UUID, *, slots: int, fence: Fence) -> list[ClaimedTask]:
+        """For a runtime that polls. Raises `DatabaseUnavailable`."""
+        self.heard(runtime_id)
+        answer = await self.runtimes.ask(runtime_id, lambda: runtime.Claim(slots, fence))
+        if isinstance(answer, DatabaseUnavailable):
+            raise answer
+        if answer:
+            self.committed(None)
+        return answer
+
+    # Tasks
+
     async def report(self, task_id: UUID, question: Callable[[], task.Message]) -> Moved:
-        """One fenced move by a daemon. Raises `DatabaseUnavailable`."""
+        """One move by a daemon or a person. Raises `DatabaseUnavailable`."""
         answer = await self.tasks.ask(task_id, question)
         if isinstance(answer, DatabaseUnavailable):
             raise answer
         return answer
 
-    def _hint(self, runtime_id: UUID, message: runtime.Heard | runtime.MayHaveWork) -> None:
+    def committed(self, moved: Moved | None) -> None:
+        """After a commit: the streams, the machines that must know, and the runtimes for which
+        something became claimable.
+
+        A terminal move is a wake-up too: the successor may start, the agent has room (R3.10).
+        """
+        broadcast.written(self.news)
+        if moved is None or (row := moved.task) is None:
+            return
+        self._note_claim(row)
+        if row.runtime_id is not None and (row.cancel_requested_at or row.status == "cancelled"):
+            self.stop_run(row)
+        if row.status is Status.QUEUED or row.status in TERMINAL:
+            self.wake(row.workspace_id, row.provider)
+
+    def _note_claim(self, row: Task) -> None:
+        presence = self._presences.get(row.runtime_id) if row.runtime_id else None
+        if presence is None:
+            return
+        if row.status is Status.DISPATCHED:
+            presence.claims[row.id] = trio.current_time() + self.leases.renew_by_s
+        else:
+            presence.claims.pop(row.id, None)
+
+    def stop_run(self, row: Task) -> None:
+        assert row.runtime_id is not None
+        if row.status is Status.RUNNING:
+            self.cancel_requested(row.id, row.runtime_id)
+        elif row.status in TERMINAL:
+            self.cancel_confirmed(row.id, row.runtime_id)
+
+    def cancel_requested(self, task_id: UUID, runtime_id: UUID) -> None:
+        """Its machine is told at once, and with every heartbeat until it confirms (R7.1)."""
+        presence = self._presences.get(runtime_id)
+        if presence is not None and task_id not in presence.stops:
+            presence.stops.add(task_id)
+            self._push_cancel(presence, task_id)
+
+    def cancel_confirmed(self, task_id: UUID, runtime_id: UUID) -> None:
+        """What was only being prepared may still be: its machine is told, too."""
+        presence = self._presences.get(runtime_id)
+        if presence is not None:
+            if task_id not in presence.stops:
+                self._push_cancel(presence, task_id)
+            presence.stops.discard(task_id)
+
+    def _push_cancel(self, presence: Presence, task_id: UUID) -> None:
+        if presence.link is not None:
+            presence.link.push(Cancel(payload=[HeldTask(task_id=task_id)]))
+
+    def wake(self, workspace_id: UUID, provider: str) -> None:
+        """Something became claimable there: the shortcut first, then whoever may take it (R3.9)."""
+        self._changes[workspace_id, provider] += 1
+        for runtime_id, presence in self._presences.items():
+            if presence.place == (workspace_id, provider):
+                self._wake(runtime_id, presence)
+
+    def wake_all(self) -> None:
+        """Nobody knows what was missed."""
+        for workspace_id, provider in {each.place for each in self._presences.values()}:
+            self.wake(workspace_id, provider)
+
+    def _wake(self, runtime_id: UUID, presence: Presence) -> None:
+        if not presence.is_hinted and self.runtimes.get(runtime_id) is not None:
+            presence.is_hinted = self._hint(runtime_id, runtime.MayHaveWork())
+
+    def _hint(
+        self, runtime_id: UUID, message: runtime.Heard | runtime.MayHaveWork | runtime.Forget
+    ) -> bool:
+        """Whether it was heard."""
+        actor = self.runtimes.get(runtime_id)
         try:
-            if (actor := self.runtimes.get(runtime_id)) is not None:
-                runtime.hint(actor, message)
+            return actor is not None and runtime.hint(actor, message)
         except ActorGone:
-            pass  # It ended just now; the next registration makes another.
+            return False  # It ended just now; the next registration makes another.

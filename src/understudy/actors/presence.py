@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from understudy.actors.link import Link
 
+PINGS_MAX: Final = 16
+
 
 @dataclass
 class Presence:
-    """`seen_at` is the row's, as this node read it last: another node that has registered the
-    runtime since has changed it. `heard_at` is on trio's clock, stamped when the sign comes in: no
-    mailbox delays it (R4.8). `link` is what its daemon takes tasks over.
+    """`heard_at` is on trio's clock, stamped when the sign comes in: no mailbox delays it (R4.8).
+
+    `link` is what its daemon takes tasks over. `claims` are the tasks it prepares, by when their
+    leases end; `stops` those whose end has been asked for and not confirmed; `pings` who waits.
     """
 
     workspace_id: UUID
+    daemon_id: str
     provider: str
-    seen_at: datetime
     heard_at: float
     link: Link | None = None
+    claims: dict[UUID, float] = field(default_factory=dict)
+    stops: set[UUID] = field(default_factory=set)
+    pings: dict[UUID, float] = field(default_factory=dict)
+    round_trip_s: float | None = None
+    is_hinted: bool = False
+    """It has been told that there may be work, and has not looked yet."""
+
+    @property
+    def place(self) -> tuple[UUID, str]:
+        return self.workspace_id, self.provider
+
+    def next_expiry(self) -> float:
+        return min(self.claims.values(), default=math.inf)
+
+    def ping(self, ping_id: UUID, now: float) -> None:
+        if len(self.pings) < PINGS_MAX:
+            self.pings[ping_id] = now
+
+    def ponged(self, ping_id: UUID, now: float) -> None:
+        """An answer to a ping that nobody sent is no answer."""
+        if (asked_at := self.pings.pop(ping_id, None)) is not None:
+            self.round_trip_s = now - asked_at

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -19,9 +20,10 @@ from understudy.actors.actor import Actor
 from understudy.actors.mailbox import Ask, Ref
 from understudy.actors.presence import Presence
 from understudy.core.leases import Leases
-from understudy.store import agents, runtimes, tasks
+from understudy.store import claims, runtimes
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
+from understudy.store.tasks import Fence
 from understudy.wire.daemon import ClaimedTask
 
 logger = logging.getLogger(__name__)
@@ -48,64 +50,95 @@ class MayHaveWork:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """The runtime was removed."""
+
+
+@dataclass(frozen=True)
 class Claim(Ask["list[ClaimedTask] | DatabaseUnavailable"]):
-    """A runtime that polls (R3.6): its capabilities decide whether the claim carries a token."""
+    """A runtime that polls (R3.6): what it can do decides how the claim is fenced."""
 
-    tokened: bool
+    slots: int
+    fence: Fence
 
 
-Message: TypeAlias = Heard | Attached | MayHaveWork | Claim
+Message: TypeAlias = Heard | Attached | MayHaveWork | Forget | Claim
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an actor of a runtime is given by its node.
+
+    `changes` counts what became claimable for runtimes of its kind; `committed` hears of claims.
+    """
+
+    database: Database
+    leases: Leases
+    node_id: UUID
+    presence: Presence
+    changes: Callable[[], int]
+    committed: Callable[[], None]
 
 
 class RuntimeActor(Actor[Message]):
-    def __init__(
-        self, database: Database, runtime_id: UUID, leases: Leases, presence: Presence
-    ) -> None:
-        self._database = database
+    def __init__(self, runtime_id: UUID, around: Surroundings) -> None:
         self._id = runtime_id
-        self._leases = leases
-        self._presence = presence
-        self._online = True
+        self._around = around
+        self._database = around.database
+        self._presence = around.presence
+        self._is_ours = False
+        """The row says that this node attends it; one that was taken for silent is nobody's."""
         self._retry_at = -math.inf
         """While the database is away, a deadline that has passed must not spin."""
+        self._nothing_until = -math.inf
+        """Until then nothing is queued, if nothing has changed since (R3.9)."""
+        self._nothing_since = -1
 
     async def start(self) -> None:
         row = await runtimes.find(self._database, self._id)
         if row is None:
             self.stop()
             return
-        self._online = row.status == "online"
-        self._presence.seen_at = row.last_seen_at
+        self._presence.is_hinted = False
         self._presence.heard_at = now = trio.current_time()
+        # What an earlier process of this node gave out may expire without our knowing until then.
+        self._knows_claims_at = now + self._around.leases.claim_s
         self._polled_at = now - POLL_S  # A link that is open may have waited for this.
+        self._is_ours = row.node_id == self._around.node_id
         self._set_deadline()
 
     async def receive(self, message: Message) -> None:
         match message:
             case Heard():
-                await self._come_online()
+                await self._take_over()
             case Attached():
-                await self._come_online()
+                await self._take_over()
                 await self._push()
             case MayHaveWork():
+                self._presence.is_hinted = False
                 await self._push()
-            case Claim(tokened=tokened, reply=reply):
-                await self._come_online()
+            case Forget():
+                self.stop()
+            case Claim(slots=slots, fence=fence, reply=reply):
+                await self._take_over()
                 try:
-                    reply(await self._claim(slots=1, tokened=tokened))
+                    reply([] if self._has_nothing() else await self._claim(slots, fence))
                 except DatabaseUnavailable as away:
                     reply(away)
         self._set_deadline()
 
     async def wake(self) -> None:
+        now = trio.current_time()
         if self._is_silent():
             await self._go_offline()
-        elif trio.current_time() >= self._polled_at + POLL_S:
+        elif now >= self._presence.next_expiry():
+            await self._take_back()
+        elif now >= self._polled_at + POLL_S:
             await self._push()
         self._set_deadline()
 
     def _silent_at(self) -> float:
-        return self._presence.heard_at + self._leases.offline_after_s
+        return self._presence.heard_at + self._around.leases.offline_after_s
 
     def _is_silent(self) -> bool:
         return trio.current_time() >= self._silent_at()
@@ -113,34 +146,58 @@ class RuntimeActor(Actor[Message]):
     def _set_deadline(self) -> None:
         silent_at = self._silent_at()
         poll_at = self._polled_at + POLL_S if self._presence.link else silent_at
-        self.deadline = max(min(silent_at, poll_at), self._retry_at)
+        expiry_at = self._presence.next_expiry()
+        self.deadline = max(min(silent_at, poll_at, expiry_at), self._retry_at)
 
-    async def _come_online(self) -> None:
-        if self._online:
+    async def _take_over(self) -> None:
+        """Attend it from this node, on which it was heard."""
+        if self._is_ours:
             return
         try:
-            seen_at = await runtimes.come_online(self._database, self._id)
+            row = await runtimes.take_over(self._database, self._id, self._around.node_id)
         except DatabaseUnavailable:
             logger.warning("runtime %s is back; the database is away", self._id)
             return
-        self._online = True
-        self._presence.seen_at = seen_at or self._presence.seen_at
+        if row is None:
+            self.stop()
+        self._is_ours = True
 
     async def _go_offline(self) -> None:
-        """The end of this actor, unless the runtime is heard while the database is asked."""
+        """The end of this actor, unless the runtime is heard while the database is asked.
+
+        One that another node has heard meanwhile is that node's to judge.
+        """
+        silent_s = trio.current_time() - self._presence.heard_at
         try:
             await runtimes.go_offline(
-                self._database, [self._id], action="stale_sweep", seen_at=self._presence.seen_at
+                self._database,
+                [self._id],
+                action="stale_sweep",
+                node_id=self._around.node_id,
+                silent_s=silent_s,
             )
         except DatabaseUnavailable:
             self._retry_at = trio.current_time() + DATABASE_RETRY_S
             return
-        self._online = False
+        self._around.committed()
+        self._is_ours = False
         if self._is_silent():
-            logger.info("runtime %s: silent for %s s", self._id, self._leases.offline_after_s)
+            logger.info("runtime %s: silent for %.0f s", self._id, silent_s)
             self.stop()
         else:
-            await self._come_online()
+            await self._take_over()
+
+    async def _take_back(self) -> None:
+        """A lease of this live runtime has run out: its task goes back into the queue (R3.8)."""
+        try:
+            await self._claim(0, "full")
+        except DatabaseUnavailable:
+            self._retry_at = trio.current_time() + DATABASE_RETRY_S
+            return
+        now = trio.current_time()
+        for task_id in [each for each, at in self._presence.claims.items() if at <= now]:
+            del self._presence.claims[task_id]
+        self._around.committed()
 
     async def _push(self) -> None:
         """Claim for the link as long as it has room and there is work."""
@@ -148,25 +205,44 @@ class RuntimeActor(Actor[Message]):
         while (link := self._presence.link) and (slots := await link.reserve(BATCH_MAX)):
             found = list[ClaimedTask]()
             try:
-                found = await self._claim(slots=slots, tokened=True)
+                found = await self._claim(slots, "full")
             except DatabaseUnavailable:
                 logger.warning("runtime %s waits for work; the database is away", self._id)
             finally:
                 link.settle(slots, used=len(found))
             link.push_tasks(found)
+            if found:
+                self._around.committed()
             if len(found) < slots:
                 return
 
-    async def _claim(self, *, slots: int, tokened: bool) -> list[ClaimedTask]:
-        claims = await tasks.claim(
-            self._database, self._id, slots=slots, tokened=tokened, claim_s=self._leases.claim_s
+    def _has_nothing(self) -> bool:
+        """R3.9; not while a claim of it may have run out (R3.8)."""
+        now = trio.current_time()
+        return (
+            now < self._nothing_until
+            and self._nothing_since == self._around.changes()
+            and now < self._presence.next_expiry()
+            and now >= self._knows_claims_at
         )
-        return await agents.brief(self._database, claims) if claims else []
+
+    async def _claim(self, slots: int, fence: Fence) -> list[ClaimedTask]:
+        before = self._around.changes()
+        claim_s = self._around.leases.claim_s
+        found = await claims.claim(
+            self._database, self._id, slots=slots, fence=fence, claim_s=claim_s
+        )
+        now = trio.current_time()
+        self._presence.claims.update({task.id: now + claim_s for task in found})
+        if slots and not found:
+            self._nothing_since, self._nothing_until = before, now + POLL_S
+        return found
 
 
-def hint(actor: Ref[Message], message: Heard | MayHaveWork) -> None:
+def hint(actor: Ref[Message], message: Heard | MayHaveWork | Forget) -> bool:
     """Upwards and sideways nobody waits; a full mailbox has heard enough."""
     try:
         actor.tell_nowait(message)
     except trio.WouldBlock:
-        pass
+        return False
+    return True

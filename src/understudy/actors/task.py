@@ -1,4 +1,4 @@
-"""The actor of one task in flight: its daemon's reports in order, one at a time (R2.1, R3.5, R3.7).
+"""The actor of one task: what its daemon reports and people ask, one at a time (R2.1, R3.5, R3.7).
 
 Every report is one fenced move in the database; what this actor adds is order, and the news to
 those who watch. It remembers nothing that the row does not know: a crash costs one message.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
+from uuid import UUID
 
 import msgspec
 import trio
@@ -22,12 +23,14 @@ from understudy.core.lifecycle import TERMINAL
 from understudy.store import tasks
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
-from understudy.store.tasks import Holder, Moved, Outcome
+from understudy.store.tasks import Failure, Holder, Moved, Outcome
 from understudy.wire.daemon import Complete, Fail, Messages, Progress, Session, UsageReport
 
 IDLE_S: Final = 120.0
 OVER: Final = 2**31
 """Above every message: who watches hears of the end at once."""
+
+CHANGED: Final = frozenset({Outcome.MOVED, Outcome.REQUESTED, Outcome.KEPT})
 
 Report: TypeAlias = Progress | Messages | Session | UsageReport | Complete | Fail
 
@@ -50,7 +53,23 @@ class Told(Ask["Moved | DatabaseUnavailable"]):
     report: Report
 
 
-Message: TypeAlias = Renew | Start | Told
+@dataclass(frozen=True)
+class Stopped(Ask["Moved | DatabaseUnavailable"]):
+    """No process of the cancelled run is left (R7.1)."""
+
+    holder: Holder
+
+
+@dataclass(frozen=True)
+class Cancel(Ask["Moved | DatabaseUnavailable"]):
+    """A person wants the run stopped (R7.1)."""
+
+    workspace_id: UUID
+    task_id: UUID
+    by: UUID
+
+
+Message: TypeAlias = Renew | Start | Told | Stopped | Cancel
 
 
 class TaskActor(Actor[Message]):
@@ -78,7 +97,7 @@ class TaskActor(Actor[Message]):
             message.reply(away)
             return
         message.reply(moved)
-        if moved.outcome is Outcome.MOVED:
+        if moved.outcome in CHANGED:
             self._committed(moved)
             if moved.task is not None and moved.task.status in TERMINAL:
                 self._newest.raise_to(OVER)
@@ -97,6 +116,10 @@ class TaskActor(Actor[Message]):
                 return await tasks.start(self._database, holder)
             case Told(holder=holder, report=report):
                 return await self._report(holder, report)
+            case Stopped(holder=holder):
+                return await tasks.confirm_stop(self._database, holder)
+            case Cancel(workspace_id=workspace_id, task_id=task_id, by=by):
+                return await tasks.cancel(self._database, workspace_id, task_id, by=by)
 
     async def _report(self, holder: Holder, report: Report) -> Moved:
         match report:
@@ -111,6 +134,7 @@ class TaskActor(Actor[Message]):
                     holder,
                     session_id=report.session_id,
                     work_dir=report.work_dir,
+                    refused_session=report.refused_session_id,
                 )
             case UsageReport(usage=usage):
                 return await tasks.report_usage(self._database, holder, usage)
@@ -130,11 +154,19 @@ class TaskActor(Actor[Message]):
                 return await tasks.fail(
                     self._database,
                     holder,
-                    reason_of(report.failure_reason),
-                    report.error,
+                    _failure(report),
                     session_id=report.session_id,
                     work_dir=report.work_dir,
                 )
+
+
+def _failure(report: Fail) -> Failure:
+    return Failure(
+        reason_of(report.failure_reason),
+        report.error,
+        retry_after_s=report.retry_after_s,
+        refused_session=report.refused_session_id,
+    )
 
 
 def _result(report: Complete) -> dict[str, object]:

@@ -12,8 +12,9 @@ from quart.wrappers import Request, Websocket
 from understudy.core.records import User, Workspace
 from understudy.store import people, tokens
 from understudy.store.database import Database
+from understudy.store.tasks import Fence
 from understudy.store.tokens import Grant
-from understudy.wire.daemon import CLAIM_LEASE
+from understudy.wire.daemon import CLAIM_LEASE, FENCED_REPORTS
 from understudy.wire.errors import Refused, invalid, not_found
 
 COOKIE: Final = "understudy_session"
@@ -23,10 +24,10 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True)
 class Machine:
-    """A daemon at work in one workspace. `tokened`: it knows claim tokens (R3.6)."""
+    """A daemon at work in one workspace. `fence`: in what it names claim tokens (R3.6, R3.13)."""
 
     workspace_id: UUID
-    tokened: bool
+    fence: Fence
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ async def machine(request: Request | Websocket, database: Database) -> Machine:
     grant = await _grant(_bearer(request), database)
     if grant.kind not in {"daemon", "personal"} or grant.workspace_id is None:
         raise Refused(403, "forbidden", "this key is not a machine's: make one with a daemon key")
-    capabilities = request.headers.get("X-Client-Capabilities", "")
-    tokened = CLAIM_LEASE in {each.strip() for each in capabilities.split(",")}
-    return Machine(grant.workspace_id, tokened)
+    header = request.headers.get("X-Client-Capabilities", "")
+    return Machine(grant.workspace_id, _fence({each.strip() for each in header.split(",")}))
+
+
+def _fence(capabilities: set[str]) -> Fence:
+    if CLAIM_LEASE not in capabilities:
+        return "none"
+    return "full" if FENCED_REPORTS in capabilities else "lease"
 
 
 async def is_machine(request: Request, database: Database) -> bool:

@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
+import trio
+
 from understudy.actors import task as task_actor
 from understudy.actors.cast import Cast
+from understudy.actors.mailbox import ActorGone
 from understudy.core.records import Runtime, Task
 from understudy.http.auth import Machine, parse_id
-from understudy.store import people, runtimes, tasks
+from understudy.store import issues, people, runtimes, sweeps, tasks
+from understudy.store.errors import DatabaseUnavailable
 from understudy.store.tasks import Holder, Moved, Outcome
 from understudy.wire import daemon as wire
 from understudy.wire.errors import fenced, invalid, not_found
@@ -33,11 +37,17 @@ class Desk:
             "deregister": self._deregister,
             "heartbeat": self._heartbeat,
             "heartbeats": self._heartbeats,
+            "pong": self._pong,
+            "recover": self._recover,
+            "claims": self._claim_many,
             "claim": self._claim,
             "pending": self._pending,
             "status": self._status,
             "lease": self._renew,
             "start": self._start,
+            "stopped": self._stopped,
+            "gc_check": self._gc_check,
+            "repos": self._repos,
             **dict.fromkeys(TOLD, self._told),
         }
         assert set(self._handlers) == set(wire.CALLS)
@@ -57,29 +67,35 @@ class Desk:
 
     async def _register(self, machine: Machine, _: UUID, request: wire.Register) -> wire.Registered:
         workspace_id = await self._check(machine, request)
-        rows = await runtimes.register(
+        done = await runtimes.register(
             self._database,
             runtimes.Machine(
                 workspace_id,
                 request.daemon_id.strip(),
                 request.device_name.strip(),
                 request.incarnation,
+                self._cast.node_id,
             ),
             _offers(request),
         )
+        rows = done.runtimes
         for row in rows:
             await self._cast.attend(row)
             self._cast.heard(row.id)
+        verdicts = await self._verdicts(workspace_id, request.inventory)
+        if request.inventory is not None:
+            for row in rows:
+                kept = _kept(request.inventory, verdicts)
+                await self._give_up(workspace_id, row.id, kept, same_process=done.same_process)
         self._cast.committed(None)
-        workspace = await people.find_workspace(self._database, workspace_id)
-        repository = workspace and workspace.repository
         return wire.Registered(
             runtimes=[
                 wire.RegisteredRuntime(id=r.id, name=r.name, provider=r.provider, status=r.status)
                 for r in rows
             ],
-            repos=[wire.Repository(url=repository)] if repository else [],
-            verdicts=await self._verdicts(workspace_id, request.inventory),
+            repos=await self._repositories(workspace_id),
+            verdicts=verdicts,
+            trust_s={row.id: self._cast.trust_s(row.id) for row in rows},
         )
 
     async def _check(self, machine: Machine, request: wire.Register) -> UUID:
@@ -100,7 +116,7 @@ class Desk:
         if inventory is None:
             return {}
         running = inventory.running
-        held = await tasks.tokens_in_flight(
+        held = await tasks.tokens_to_keep(
             self._database, workspace_id, [each.task_id for each in running]
         )
         verdicts: dict[str, wire.Verdict] = {}
@@ -110,6 +126,23 @@ class Desk:
         for each in inventory.finished:
             verdicts[str(each.task_id)] = "send"
         return verdicts
+
+    async def _give_up(
+        self, workspace_id: UUID, runtime_id: UUID, kept: list[UUID], *, same_process: bool
+    ) -> list[Task]:
+        given_up = await sweeps.recover(
+            self._database, workspace_id, runtime_id, kept=kept, same_process=same_process
+        )
+        for row in given_up:
+            self._cast.committed(Moved(Outcome.MOVED, row))
+        return given_up
+
+    async def _recover(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> wire.Recovered:
+        """R6.1: for a daemon that keeps no inventory."""
+        await self._runtime(machine, runtime_id)
+        given_up = await self._give_up(machine.workspace_id, runtime_id, [], same_process=False)
+        retried = [row for row in given_up if row.retry_task_id is not None]
+        return wire.Recovered(orphaned=len(given_up), retried=len(retried))
 
     async def _deregister(self, machine: Machine, _: UUID, request: wire.Deregister) -> None:
         if not request.runtime_ids:
@@ -122,18 +155,45 @@ class Desk:
             self._cast.detach(runtime_id)  # What is pushed now would wait for a dead daemon.
         self._cast.committed(None)
 
-    async def _heartbeat(self, machine: Machine, _: UUID, request: wire.Heartbeat) -> None:
+    async def _heartbeat(
+        self, machine: Machine, _: UUID, request: wire.Heartbeat
+    ) -> wire.HeartbeatHeard:
         if not request.runtime_id.strip():
             raise invalid("runtime_id is required")
         runtime_id = parse_id(request.runtime_id.strip(), "runtime_id")
         if not await self._hear(machine, runtime_id):
             raise not_found("runtime")
+        return wire.HeartbeatHeard(pending_ping=next(iter(self._pings([runtime_id])), None))
 
     async def _heartbeats(
         self, machine: Machine, _: UUID, request: wire.Heartbeats
     ) -> wire.HeartbeatsHeard:
         gone = [each for each in request.runtime_ids if not await self._hear(machine, each)]
-        return wire.HeartbeatsHeard(gone=gone)
+        here = [each for each in request.runtime_ids if each not in gone]
+        return wire.HeartbeatsHeard(
+            gone=gone,
+            trust_s={each: self._cast.trust_s(each) for each in here},
+            cancelled=[wire.HeldTask(task_id=each) for each in self._stops(here)],
+            pending_pings=self._pings(here),
+        )
+
+    def _stops(self, runtime_ids: list[UUID]) -> list[UUID]:
+        found = map(self._cast.presence, runtime_ids)
+        return [task_id for presence in found if presence for task_id in sorted(presence.stops)]
+
+    def _pings(self, runtime_ids: list[UUID]) -> list[wire.Ping]:
+        return [
+            wire.Ping(id=ping_id, runtime_id=runtime_id)
+            for runtime_id in runtime_ids
+            if (presence := self._cast.presence(runtime_id)) is not None
+            for ping_id in presence.pings
+        ]
+
+    async def _pong(self, machine: Machine, runtime_id: UUID, request: wire.Pong) -> None:
+        if not await self._hear(machine, runtime_id):
+            raise not_found("runtime")
+        if (presence := self._cast.presence(runtime_id)) is not None:
+            presence.ponged(request.ping_id, trio.current_time())
 
     async def _hear(self, machine: Machine, runtime_id: UUID) -> bool:
         if self._cast.workspace_of(runtime_id) == machine.workspace_id:
@@ -148,8 +208,28 @@ class Desk:
 
     async def _claim(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> wire.Claimed:
         await self._cast.attend(await self._runtime(machine, runtime_id))
-        found = await self._cast.claim_one(runtime_id, tokened=machine.tokened)
-        return wire.Claimed(task=found)
+        found = await self._cast.claim(runtime_id, slots=1, fence=machine.fence)
+        return wire.Claimed(task=found[0] if found else None)
+
+    async def _claim_many(
+        self, machine: Machine, _: UUID, request: wire.ClaimMany
+    ) -> wire.ClaimedMany:
+        """What has been claimed is handed over, whatever befalls the rest (R3.11)."""
+        if not request.runtime_ids:
+            raise invalid("runtime_ids is required")
+        rows = [await self._runtime(machine, each) for each in request.runtime_ids]
+        found: list[wire.ClaimedTask] = []
+        for row in rows:
+            if (slots := request.slots - len(found)) == 0:
+                break
+            try:
+                await self._cast.attend(row)
+                found += await self._cast.claim(row.id, slots=slots, fence=machine.fence)
+            except (DatabaseUnavailable, ActorGone):
+                if not found:
+                    raise
+                break
+        return wire.ClaimedMany(tasks=found)
 
     async def _pending(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> list[Task]:
         await self._runtime(machine, runtime_id)
@@ -177,9 +257,42 @@ class Desk:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)
         return _done(await self._cast.report(task_id, partial(task_actor.Start, holder)))
 
+    async def _stopped(self, machine: Machine, task_id: UUID, request: wire.Held) -> Task:
+        holder = Holder(machine.workspace_id, task_id, request.claim_token)
+        return _done(await self._cast.report(task_id, partial(task_actor.Stopped, holder)))
+
     async def _told(self, machine: Machine, task_id: UUID, request: task_actor.Report) -> Task:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)
         return _done(await self._cast.report(task_id, partial(task_actor.Told, holder, request)))
+
+
+    # What directories are for
+
+    async def _gc_check(self, machine: Machine, issue_id: UUID, _: wire.Nothing) -> wire.GcCheck:
+        issue = await issues.get(self._database, machine.workspace_id, issue_id)
+        if issue is None:
+            raise not_found("issue")
+        return wire.GcCheck(status=issue.status, updated_at=issue.updated_at)
+
+    async def _repos(
+        self, machine: Machine, workspace_id: UUID, _: wire.Nothing
+    ) -> wire.Repositories:
+        if workspace_id != machine.workspace_id:
+            raise not_found("workspace")
+        return wire.Repositories(
+            workspace_id=workspace_id, repos=await self._repositories(workspace_id)
+        )
+
+    async def _repositories(self, workspace_id: UUID) -> list[wire.Repository]:
+        workspace = await people.find_workspace(self._database, workspace_id)
+        url = workspace and workspace.repository
+        return [wire.Repository(url=url)] if url else []
+
+
+def _kept(inventory: wire.Inventory, verdicts: dict[str, wire.Verdict]) -> list[UUID]:
+    """What the daemon has, runs or has the end of; a stale claim does not count."""
+    held = [*inventory.running, *inventory.finished]
+    return [each.task_id for each in held if verdicts[str(each.task_id)] != "stop"]
 
 
 def _offers(request: wire.Register) -> list[runtimes.Offer]:
@@ -203,10 +316,10 @@ def _offers(request: wire.Register) -> list[runtimes.Offer]:
 def _done(moved: Moved) -> Task:
     """The row, moved now or before by the same claim. Raises `Refused`: 404 or 409."""
     match moved.outcome:
-        case Outcome.MOVED | Outcome.REPLAYED:
+        case Outcome.MOVED | Outcome.REPLAYED | Outcome.KEPT:
             assert moved.task is not None
             return moved.task
-        case Outcome.FENCED:
+        case Outcome.FENCED | Outcome.REQUESTED | Outcome.ENDED:
             assert moved.task is not None
             raise fenced(f"the task is {moved.task.status}, and this claim does not hold it")
         case Outcome.NOT_FOUND:

@@ -69,7 +69,10 @@ def blueprint(site: Site) -> Blueprint:
         person = await auth.person(request, database)
         wanted = await body(wire.CreateComment)
         issue = await find_issue(site, person, name)
-        made = await issues.add_comment(database, issue, wanted.body, user_id=person.user.id)
+        author = issues.Author(user_id=person.user.id)
+        made = await issues.add_comment(database, issue, wanted.body, author)
+        if made is None:
+            raise not_found("issue")
         site.cast.committed(None)
         return answer(made, 201)
 
@@ -97,6 +100,6 @@ async def _assigned(
         raise not_found(done.outcome.partition("_")[0])
     site.cast.committed(None)
     if done.task is not None:
-        site.cast.wake(done.task)
+        site.cast.wake(done.task.workspace_id, done.task.provider)
     newest = await issues.get(site.database, person.workspace.id, issue.id)
     return wire.Assigned(outcome=done.outcome, issue=newest or issue, task=done.task)

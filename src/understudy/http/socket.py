@@ -66,7 +66,7 @@ class Conversation:
     def __init__(self, site: Site, desk: Desk, machine: auth.Machine) -> None:
         self._site = site
         self._desk = desk
-        self._machine = auth.Machine(machine.workspace_id, tokened=True)
+        self._machine = auth.Machine(machine.workspace_id, fence="full")
         self._link = Link()
         self._runtimes: set[UUID] = set()
         self._room = trio.Semaphore(AT_WORK_MAX)

@@ -141,7 +141,8 @@ async def go_offline(
               update understudy.runtimes r
               set status = 'offline', offline_since = understudy.now(), online_since = null,
                   node_id = null, last_seen_at = understudy.now() - make_interval(secs => $4)
-              from known where r.id = known.id and known.status = 'online' returning r.id
+              from known where r.id = known.id and (known.status = 'online' or r.node_id is not null)
+              returning r.id
             )
             select known.id, known.workspace_id, gone.id is not null as went
             from known left join gone using (id)

@@ -229,13 +229,13 @@ async def pending_of_runtime(
     )
 
 
-async def tokens_in_flight(
+async def tokens_to_keep(
     database: Database, workspace_id: UUID, task_ids: list[UUID]
 ) -> dict[UUID, UUID | None]:
-    """Of these tasks the ones still in flight, each with the token that holds it (R6.2)."""
+    """Of these tasks the ones that shall go on, each with the token that holds it (R6.2)."""
     rows = await database.pool.fetch(
         "select id, claim_token from understudy.tasks where workspace_id = $1 and id = any($2)"
-        " and status in ('dispatched', 'running')",
+        " and status in ('dispatched', 'running') and cancel_requested_at is null",
         workspace_id,
         task_ids,
     )

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from understudy.core.records import Agent, Claim, Issue, Runtime
-from understudy.store import agents, issues, people, runtimes, tasks
+from understudy.core.records import Agent, Issue, Runtime, Task
+from understudy.store import agents, claims, issues, people, runtimes
 from understudy.store.database import Database
 from understudy.store.issues import Assignment
 from understudy.wire.board import CreateAgent, CreateIssue
 
 PROVIDER = "scripted"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A task with the lease that was just taken on it."""
+
+    task: Task
+    claim_token: UUID | None
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,14 @@ class Board:
     async def claim(
         self, *, runtime_id: UUID | None = None, slots: int = 1, claim_s: float = 60.0
     ) -> list[Claim]:
-        return await tasks.claim(
+        found = await claims.claim(
             self.database,
             runtime_id or self.runtime_id,
             slots=slots,
-            tokened=True,
+            fence="full",
             claim_s=claim_s,
         )
+        return [Claim(each, each.claim_token) for each in found]
 
     async def dispatched(self, title: str, *, claim_s: float = 60.0) -> list[Claim]:
         """A fresh issue, assigned to Nia and claimed."""
@@ -67,5 +76,5 @@ class Board:
 async def _register(database: Database, workspace_id: UUID, daemon_id: str) -> Runtime:
     machine = runtimes.Machine(workspace_id, daemon_id, "laptop", None)
     offer = runtimes.Offer(PROVIDER, f"{PROVIDER} (laptop)", "laptop", "1", "online", None)
-    (runtime,) = await runtimes.register(database, machine, [offer])
+    (runtime,) = (await runtimes.register(database, machine, [offer])).runtimes
     return runtime

@@ -65,7 +65,7 @@ async def open_node(dsn: str, database: Database) -> AsyncIterator[Node]:
 
 
 def _client(address: str, key: str | None) -> httpx2.AsyncClient:
-    headers = {"X-Client-Capabilities": "claim-lease"}
+    headers = {"X-Client-Capabilities": "claim-lease, fenced-reports"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     return httpx2.AsyncClient(base_url=address, headers=headers, trust_env=False, timeout=30)

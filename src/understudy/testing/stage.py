@@ -75,7 +75,7 @@ class Stage:
     async def queue(self, title: str) -> None:
         done = await self.board.assign(await self.board.issue(title))
         assert done.task is not None
-        self.cast.wake(done.task)
+        self.cast.wake(done.task.workspace_id, done.task.provider)
 
 
 Play: TypeAlias = Callable[[Stage], Awaitable[None]]
@@ -101,7 +101,8 @@ async def _perform(dsn: str, dice: Random, play: Play) -> None:
             mailbox_max=16,
             policy=RestartPolicy(),
         )
-        cast = Cast(database, leases=Leases(), tail=tail, news=news)
+        node_id = database.new_id()
+        cast = Cast(database, node_id=node_id, leases=Leases(), tail=tail, news=news)
         await nursery.start(cast.run, tree)
         await play(Stage(board, cast, tail, outage, tree))
         nursery.cancel_scope.cancel()

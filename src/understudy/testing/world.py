@@ -194,7 +194,8 @@ class World:
                 mailbox_max=16,
                 policy=RestartPolicy(),
             )
-            cast = Cast(self.database, leases=Leases(), tail=tail, news=news)
+            node_id = self.database.new_id()
+            cast = Cast(self.database, node_id=node_id, leases=Leases(), tail=tail, news=news)
             await nursery.start(cast.run, tree)
             self.node = Node(cast, Desk(cast), tail, nursery)
             await trio.sleep_forever()
@@ -218,7 +219,7 @@ class World:
         await trio.sleep(self.chance.pick(f"{name}/connect", LATENCIES_S))
         if (node := self.node) is None:
             raise LineLost("nobody is there")
-        machine = Machine(self.board.workspace_id, tokened=True)
+        machine = Machine(self.board.workspace_id, fence="full")
         line = Line(name, node.desk, machine, self.chance, node=node.nursery)
         self.lines.append(line)
         return line
@@ -251,7 +252,7 @@ class World:
         done = await issues.assign(self.database, self.board.workspace_id, issue_id, agent_id)
         if done.task is not None and self.node and not self.chance.strikes("lost wake", 0.1):
             self.node.cast.committed(None)
-            self.node.cast.wake(done.task)
+            self.node.cast.wake(done.task.workspace_id, done.task.provider)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
