@@ -297,21 +297,20 @@ create table understudy.refused_sessions (
 -- 4. Keys ------------------------------------------------------------------------------------------
 
 -- Only the SHA-256 of a token is kept. `login` is the one-time link, `session` the browser's cookie,
--- `personal` a person's key, `daemon` a machine's, `task` an agent's: it dies with its task (R9.5).
+-- `personal` a person's key, `daemon` a machine's. An agent's follows from its claim, and dies with
+-- it (R9.5, store/tokens.py).
 create table understudy.tokens (
   id           uuid primary key,
-  kind         text not null check (kind in ('login', 'session', 'personal', 'daemon', 'task')),
+  kind         text not null check (kind in ('login', 'session', 'personal', 'daemon')),
   hash         bytea not null unique,
   name         text not null default '',
   user_id      uuid references understudy.users on delete cascade,
   workspace_id uuid references understudy.workspaces on delete cascade,
-  task_id      uuid references understudy.tasks on delete cascade,
   created_at   timestamptz not null default understudy.now(),
   expires_at   timestamptz,
   revoked_at   timestamptz,
   constraint owner_by_kind check (case kind
     when 'daemon' then workspace_id is not null
-    when 'task'   then task_id is not null and workspace_id is not null
     else user_id is not null end)
 );
 

@@ -64,7 +64,7 @@ def test_a_runtime_of_another_provider_is_left_alone(perform: Perform) -> None:
         elsewhere = await stage.board.agent("Elsewhere", provider="claude")
         done = await stage.board.assign(await stage.board.issue("Not here"), elsewhere)
         assert done.task is not None
-        stage.cast.wake(done.task)
+        stage.cast.wake(done.task.workspace_id, done.task.provider)
         assert await next_or_none(link) is None
 
     perform(play)

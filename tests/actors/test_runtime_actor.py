@@ -248,10 +248,9 @@ def test_a_runtime_that_polls_gets_its_task_or_hears_that_the_database_is_away(
         with pytest.raises(DatabaseUnavailable):
             await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full")
         stage.outage.failing.clear()
-        task = await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full")
-        assert task is not None
+        (task,) = await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full")
         assert task.move is Move.CLAIM
-        assert await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full") is None
+        assert await stage.cast.claim(stage.board.runtime_id, slots=1, fence="full") == []
 
     perform(play)
 

@@ -8,10 +8,11 @@ import trio
 from understudy.actors.mailbox import ActorGone
 from understudy.actors.task import IDLE_S, Renew, Start, Told
 from understudy.core.lifecycle import Status
-from understudy.core.records import Claim, Message
+from understudy.core.records import Message
 from understudy.store import tasks
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.tasks import Holder, Outcome
+from understudy.testing.board import Claim
 from understudy.testing.stage import Perform, Stage
 from understudy.wire.daemon import Complete, Messages
 

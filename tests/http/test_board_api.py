@@ -113,7 +113,7 @@ async def test_another_workspace_is_not_there(node: Node) -> None:
     task = (await issues.assign(database, elsewhere, issue.id, agent.id)).task
     machine = runtimes.Machine(elsewhere, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
-    (runtime,) = await runtimes.register(database, machine, [offer])
+    (runtime,) = (await runtimes.register(database, machine, [offer])).runtimes
     assert task is not None
     await issue_for_nia(node)
     asked = [
@@ -260,11 +260,11 @@ async def test_usage_of_one_model_named_twice_counts_as_the_last(node: Node) -> 
     made = await issue_for_nia(node)
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
-    (runtime,) = await runtimes.register(node.database, machine, [offer])
+    (runtime,) = (await runtimes.register(node.database, machine, [offer])).runtimes
     (claim,) = await claims.claim(
         node.database, runtime.id, slots=1, fence="full", claim_s=60
     )
-    holder = Holder(node.workspace.id, claim.task.id, claim.claim_token)
+    holder = Holder(node.workspace.id, claim.id, claim.claim_token)
     rows = [Usage(provider="p", model="m", output_tokens=number) for number in (1, 2)]
     await tasks.report_usage(node.database, holder, rows)
     shown = (await node.person.get(f"/api/tasks/{made['task']['id']}")).json()

@@ -14,7 +14,7 @@ from understudy.core.records import Message, Usage
 from understudy.http.pages.assets import load_static, load_templates
 from understudy.store import issues, runtimes, tasks
 from understudy.store.embedded import EmbeddedServer
-from understudy.store.tasks import Holder
+from understudy.store.tasks import Failure, Holder
 from understudy.testing.board import Board
 from understudy.testing.node import Node
 
@@ -144,7 +144,7 @@ async def test_a_card_stands_where_the_facts_put_it(node: Node) -> None:
         kept: dict[str, Any] = {"session_id": None, "work_dir": None}
         if title == "Fails":
             reason = FailureReason.AUTH
-            await tasks.fail(node.database, held, reason, "run `claude /login`", **kept)
+            await tasks.fail(node.database, held, Failure(reason, "run `claude /login`"), **kept)
         else:
             await tasks.complete(node.database, held, {"output": "Done."}, **kept)
     await board.issue("Sleeps", status="backlog")

@@ -16,11 +16,12 @@ import pytest
 import trio
 
 from understudy.actors.broadcast import written
-from understudy.core.records import Claim, Message
+from understudy.core.records import Message
 from understudy.store import claims, runtimes, tasks
 from understudy.store.connection import open_connection
 from understudy.store.tasks import Holder
 from understudy.testing.node import Node
+from understudy.wire.daemon import ClaimedTask
 
 INSERT = "insert into understudy.events (workspace_id, kind, payload) values ($1, $2, '{}')"
 
@@ -157,16 +158,16 @@ async def test_a_position_that_is_none_is_refused(node: Node, position: str) -> 
     assert answer.status_code == 400
 
 
-async def running(node: Node) -> tuple[Claim, Holder]:
+async def running(node: Node) -> tuple[ClaimedTask, Holder]:
     await node.person.post("/api/agents", json={"name": "Nia", "provider": "scripted"})
     await node.person.post("/api/issues", json={"title": "A thing", "agent": "nia"})
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
-    (runtime,) = await runtimes.register(node.database, machine, [offer])
+    (runtime,) = (await runtimes.register(node.database, machine, [offer])).runtimes
     (claim,) = await claims.claim(
         node.database, runtime.id, slots=1, fence="full", claim_s=60
     )
-    holder = Holder(node.workspace.id, claim.task.id, claim.claim_token)
+    holder = Holder(node.workspace.id, claim.id, claim.claim_token)
     await tasks.start(node.database, holder)
     return claim, holder
 
@@ -174,7 +175,7 @@ async def running(node: Node) -> tuple[Claim, Holder]:
 async def test_a_run_is_told_from_its_beginning_live_and_to_its_end(node: Node) -> None:
     """R11.4: history, then what is said meanwhile, then the end; and again from any position."""
     claim, _ = await running(node)
-    said = f"/api/daemon/tasks/{claim.task.id}"
+    said = f"/api/daemon/tasks/{claim.id}"
     held = {"claim_token": str(claim.claim_token)}
 
     async def say(*numbers: int) -> None:
@@ -183,7 +184,7 @@ async def test_a_run_is_told_from_its_beginning_live_and_to_its_end(node: Node) 
         assert answer.status_code == 200, answer.text
 
     await say(0, 1)
-    path = f"/api/tasks/{claim.task.id}/stream"
+    path = f"/api/tasks/{claim.id}/stream"
     async with reading(node, path) as events:
         with trio.fail_after(10):  # The end is told at once, not with the next ping.
             assert [(await anext(events)).id for _ in range(2)] == [0, 1]
@@ -202,7 +203,7 @@ async def test_a_reader_that_goes_away_leaves_nothing_behind(node: Node) -> None
     rows = [Message(seq=number, type="text", content="x") for number in range(3)]
     await tasks.append_messages(node.database, holder, rows)
     for _ in range(5):
-        async with reading(node, f"/api/tasks/{claim.task.id}/stream") as events:
+        async with reading(node, f"/api/tasks/{claim.id}/stream") as events:
             await anext(events)
         async with reading(node, "/api/events", 0) as events:
             await anext(events)

@@ -12,14 +12,13 @@ import pytest
 import trio
 
 from understudy.core.failures import FailureReason
-from understudy.core.records import Claim
 from understudy.store import issues, tasks
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
-from understudy.store.tasks import Holder, Outcome
+from understudy.store.tasks import Failure, Holder, Outcome
 from understudy.testing.auditor import Auditor
-from understudy.testing.board import Board
+from understudy.testing.board import Board, Claim
 
 CLAIMERS, TASKS = 16, 400
 LIMITS = [1, 1, 1, 2, 2, 3, 4, 6, 8, 20]
@@ -89,9 +88,8 @@ async def test_the_last_two_of_an_issue_that_end_together_move_it_on(crowd: Boar
             nursery.start_soon(
                 partial(tasks.complete, database, held(first), {"output": "x"}, **REPORT)
             )
-            nursery.start_soon(
-                partial(tasks.fail, database, held(second), FailureReason.AUTH, "x", **REPORT)
-            )
+            failure = Failure(FailureReason.AUTH, "x")
+            nursery.start_soon(partial(tasks.fail, database, held(second), failure, **REPORT))
         found = await issues.find(database, crowd.workspace_id, issue.key)
         assert found is not None
         assert found.status in {"todo", "in_review"}
@@ -113,7 +111,7 @@ async def test_assigning_and_starting_at_once_do_not_deadlock(crowd: Board) -> N
             nursery.start_soon(tasks.start, database, held(claim))
         for each in [claim, *await crowd.claim(slots=10)]:
             reason = FailureReason.AUTH
-            await tasks.fail(database, held(each), reason, "x", **REPORT)
+            await tasks.fail(database, held(each), Failure(reason, "x"), **REPORT)
 
 
 async def test_a_claim_waits_for_another_of_the_same_agent(crowd: Board, dsn: str) -> None:
@@ -129,7 +127,7 @@ async def test_a_claim_waits_for_another_of_the_same_agent(crowd: Board, dsn: st
     first = await open_connection(dsn)
     async with trio.open_nursery() as nursery, first.transaction():
         rows = await first.fetch(
-            "select id from understudy.claim_tasks($1, $2, true, interval '60 s')",
+            "select id from understudy.claim_tasks($1, $2, 'full', interval '60 s')",
             crowd.runtime_id,
             [uuid4()],
         )

@@ -9,7 +9,7 @@ import pytest
 from understudy.core.failures import FailureReason
 from understudy.store import tasks
 from understudy.store.database import Database
-from understudy.store.tasks import Holder, Outcome
+from understudy.store.tasks import Failure, Holder, Outcome
 from understudy.testing.board import Board
 
 REPORT = {"session_id": None, "work_dir": None}
@@ -29,7 +29,7 @@ async def test_the_end_is_replayed_to_its_own_holder_only(database: Database, bo
     for token in (uuid4(), None):
         other = Holder(board.workspace_id, claim.task.id, token)
         done = await tasks.complete(database, other, {"output": "y"}, **REPORT)
-        failed = await tasks.fail(database, other, FailureReason.UNKNOWN, "y", **REPORT)
+        failed = await tasks.fail(database, other, Failure(FailureReason.UNKNOWN, "y"), **REPORT)
         assert done.outcome is failed.outcome is Outcome.FENCED
     assert (await tasks.start(database, mine)).outcome is Outcome.FENCED
 

@@ -9,11 +9,12 @@ from psycopg.errors import CheckViolation
 
 from understudy.core.failures import FailureReason
 from understudy.core.lifecycle import Status
-from understudy.core.records import Claim, Message, Usage
-from understudy.store import agents, issues, people, runtimes, tasks
+from understudy.core.records import Message, Usage
+from understudy.store import claims, issues, people, runtimes, tasks
 from understudy.store.database import Database
-from understudy.store.tasks import Holder, Outcome
-from understudy.testing.board import Board
+from understudy.store.tasks import Failure, Holder, Outcome
+from understudy.store.tokens import agent_key
+from understudy.testing.board import Board, Claim
 from understudy.wire.board import CreateIssue
 
 REPORT = {"session_id": None, "work_dir": None}
@@ -81,7 +82,7 @@ async def report(database: Database, verb: str, holder: Holder) -> Outcome:
             return (await tasks.complete(database, holder, {"output": "x"}, **REPORT)).outcome
         case "fail":
             reason = FailureReason.AGENT_ERROR
-            return (await tasks.fail(database, holder, reason, "x", **REPORT)).outcome
+            return (await tasks.fail(database, holder, Failure(reason, "x"), **REPORT)).outcome
         case "messages":
             rows = [Message(seq=0, type="text", content="x")]
             return (await tasks.append_messages(database, holder, rows)).outcome
@@ -127,7 +128,7 @@ async def test_complete_and_fail_repeat_no_side_effect(database: Database, board
     await tasks.complete(database, held(claim), {"output": "Done."}, **REPORT)
     before = await everything(database)
     again = await tasks.complete(database, held(claim), {"output": "Done."}, **REPORT)
-    late = await tasks.fail(database, held(claim), FailureReason.UNKNOWN, "late", **REPORT)
+    late = await tasks.fail(database, held(claim), Failure(FailureReason.UNKNOWN, "late"), **REPORT)
     assert again.outcome is late.outcome is Outcome.REPLAYED
     assert late.task is not None
     assert late.task.status is Status.COMPLETED
@@ -200,7 +201,7 @@ async def test_a_failed_run_gives_the_issue_back(database: Database, board: Boar
     """R5.6"""
     (claim,) = await board.dispatched("A thing")
     await tasks.start(database, held(claim))
-    await tasks.fail(database, held(claim), FailureReason.AUTH, "no key", **REPORT)
+    await tasks.fail(database, held(claim), Failure(FailureReason.AUTH, "no key"), **REPORT)
     (issue,) = await issues.of_workspace(database, board.workspace_id)
     assert issue.status == "todo"
 
@@ -236,13 +237,14 @@ async def test_another_workspace_finds_no_task(database: Database, board: Board)
 
 async def test_a_claim_carries_what_the_run_needs(database: Database, board: Board) -> None:
     await people.set_repository(database, board.workspace_id, "/srv/project")
-    claims = await board.dispatched("A thing")
-    (brief,) = await agents.brief(database, claims)
+    await board.assign(await board.issue("A thing"))
+    (brief,) = await claims.claim(database, board.runtime_id, slots=1, fence="full", claim_s=60)
     assert brief.agent.name == "Nia"
     assert brief.issue is not None
     assert brief.issue.title == "A thing"
     assert [each.url for each in brief.repos] == ["/srv/project"]
-    assert brief.claim_token == claims[0].claim_token
+    assert brief.claim_token is not None
+    assert brief.auth_token == agent_key(brief.id, brief.claim_token)
 
 
 async def test_registering_again_updates_the_runtime_and_doubles_nothing(

@@ -15,7 +15,7 @@ from understudy.store import tasks, tokens
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
-from understudy.store.tasks import Holder
+from understudy.store.tasks import Failure, Holder
 from understudy.store.tokens import Owner
 from understudy.testing.board import Board
 
@@ -64,19 +64,19 @@ async def test_a_revoked_key_opens_nothing(database: Database, board: Board) -> 
 async def test_a_tasks_key_dies_with_its_task(database: Database, board: Board, end: str) -> None:
     """R9.5"""
     (claim,) = await board.dispatched("A thing")
-    owner = Owner(workspace_id=board.workspace_id, task_id=claim.task.id)
-    key = await tokens.create(database, "task", owner)
+    assert claim.claim_token is not None
+    key = tokens.agent_key(claim.task.id, claim.claim_token)
     holder = Holder(board.workspace_id, claim.task.id, claim.claim_token)
     grant = await tokens.find(database, key)
     assert grant is not None
-    assert (grant.kind, grant.task_id) == ("task", claim.task.id)
+    assert (grant.kind, grant.task_id) == ("agent", claim.task.id)
     await tasks.start(database, holder)
     assert await tokens.find(database, key)
     said = {"session_id": None, "work_dir": None}
     if end == "complete":
         await tasks.complete(database, holder, {"output": "x"}, **said)
     else:
-        await tasks.fail(database, holder, FailureReason.AUTH, "x", **said)
+        await tasks.fail(database, holder, Failure(FailureReason.AUTH, "x"), **said)
     assert await tokens.find(database, key) is None
 
 

@@ -217,7 +217,7 @@ def _out_of_quota(case: _Case) -> Explanation | None:
 def _all_offline(case: _Case) -> Explanation | None:
     away = {
         place.name: place.offline_since
-        for place in case.situation.places
+        for place in sorted(case.situation.places, key=lambda place: str(place.offline_since))
         if place.offline_since is not None and place.problem is None
     }
     if not away:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,9 +13,9 @@ from understudy.core.records import Task
 from understudy.store.connection import Record
 from understudy.store.database import Database, read
 from understudy.store.tasks import Fence
+from understudy.store.tokens import agent_key
 from understudy.wire.daemon import AgentBrief, ClaimedTask, IssueBrief, Repository
 
-AGENT_KEY: Final = "uat_"
 UNSAFE: Final = [str(reason) for reason, policy in POLICIES.items() if not policy.resume]
 """After these no session is continued (R5.1)."""
 
@@ -74,23 +73,6 @@ async def claim(
         UNSAFE,
     )
     return [_claimed(row) for row in rows]
-
-
-def agent_key(task_id: UUID, claim_token: UUID) -> str:
-    """The key of the agent at work under this claim; it dies with the claim (R9.5, R3.13).
-
-    Nothing is stored: who holds the claim can make it, who sees it cannot make the claim of it.
-    """
-    proof = sha256(b"understudy agent key " + claim_token.bytes).hexdigest()
-    return f"{AGENT_KEY}{task_id.hex}{proof}"
-
-
-def task_of_key(key: str) -> UUID | None:
-    """Whose key it claims to be."""
-    try:
-        return UUID(key.removeprefix(AGENT_KEY)[:32])
-    except ValueError:
-        return None
 
 
 def _claimed(row: Record) -> ClaimedTask:

@@ -31,9 +31,21 @@ async def renew(database: Database, node_id: UUID, address: str, *, lease_s: flo
 
 
 async def leave(database: Database, node_id: UUID) -> None:
-    """A node that stops in good order need not be waited for any longer than its lease would say."""
+    """A node that stops in good order: its lease is over now."""
     await database.pool.execute(
         "update understudy.nodes set lease_expires_at = least(lease_expires_at, understudy.now())"
         " where id = $1",
         node_id,
     )
+
+
+async def stops_due(database: Database, node_id: UUID) -> list[tuple[UUID, UUID]]:
+    """The runs to be stopped (R7.1) on the machines that this node attends: task and runtime."""
+    rows = await database.pool.fetch(
+        "select t.id, t.runtime_id from understudy.runtimes r join understudy.tasks t"
+        " on t.runtime_id = r.id and t.status = 'running'"
+        " where r.status = 'online' and r.node_id = $1 and t.cancel_requested_at is not null"
+        " order by t.id",
+        node_id,
+    )
+    return [(row["id"], row["runtime_id"]) for row in rows]

@@ -1,10 +1,11 @@
-"""Keys: made once, shown once, kept as a hash."""
+"""Keys: made once, shown once, kept as a hash; and those of agents at work, which are kept nowhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from hmac import compare_digest
 from typing import Final, Literal
 from uuid import UUID
 
@@ -14,32 +15,31 @@ from understudy.store.database import Database
 
 LINK_S: Final = 15 * 60.0
 """How long a one-time login link is good."""
-Kind = Literal["login", "session", "personal", "daemon", "task"]
+Kind = Literal["login", "session", "personal", "daemon"]
 PREFIXES: dict[Kind, str] = {
     "login": "usl",
     "session": "uss",
     "personal": "usp",
     "daemon": "usd",
-    "task": "ust",
 }
 """So that a leaked key says what it opens, and scanners can find it."""
+AGENT: Final = "usa_"
 
 
 @dataclass(frozen=True)
 class Grant:
     """What a key opens."""
 
-    kind: Kind
-    user_id: UUID | None
-    workspace_id: UUID | None
-    task_id: UUID | None
+    kind: Kind | Literal["agent"]
+    user_id: UUID | None = None
+    workspace_id: UUID | None = None
+    task_id: UUID | None = None
 
 
 @dataclass(frozen=True)
 class Owner:
     user_id: UUID | None = None
     workspace_id: UUID | None = None
-    task_id: UUID | None = None
 
 
 async def create(
@@ -49,33 +49,53 @@ async def create(
     secret = f"{PREFIXES[kind]}_{database.dice.randbytes(24).hex()}"
     await database.pool.execute(
         "insert into understudy.tokens"
-        " (id, kind, hash, name, user_id, workspace_id, task_id, expires_at)"
-        " values ($1, $2, $3, $4, $5, $6, $7, understudy.now() + $8::interval)",
+        " (id, kind, hash, name, user_id, workspace_id, expires_at)"
+        " values ($1, $2, $3, $4, $5, $6, understudy.now() + $7::interval)",
         database.new_id(),
         kind,
         _hash(secret),
         name,
         owner.user_id,
         owner.workspace_id,
-        owner.task_id,
         None if valid_s is None else timedelta(seconds=valid_s),
     )
     return secret
 
 
 async def find(database: Database, secret: str) -> Grant | None:
-    """None for what was never valid, has expired or was revoked. A task's dies with its task."""
+    """None for what was never valid, has expired or was revoked."""
+    if secret.startswith(AGENT):
+        return await _agent(database, secret)
     row = await database.pool.fetchrow(
-        """
-        select k.kind, k.user_id, k.workspace_id, k.task_id
-        from understudy.tokens k left join understudy.tasks t on t.id = k.task_id
-        where k.hash = $1 and k.revoked_at is null
-          and (k.expires_at is null or k.expires_at > understudy.now())
-          and (k.task_id is null or t.status in ('dispatched', 'running'))
-        """,
+        "select kind, user_id, workspace_id from understudy.tokens"
+        " where hash = $1 and revoked_at is null"
+        " and (expires_at is null or expires_at > understudy.now())",
         _hash(secret),
     )
     return None if row is None else msgspec.convert(row.as_dict(), Grant)
+
+
+def agent_key(task_id: UUID, claim_token: UUID) -> str:
+    """The key of the agent at work under this claim; it dies with the claim (R9.5, R3.13).
+
+    Nothing is stored: who holds the claim can make it, who sees it cannot make the claim of it.
+    """
+    return f"{AGENT}{task_id.hex}{sha256(b'agent' + claim_token.bytes).hexdigest()}"
+
+
+async def _agent(database: Database, secret: str) -> Grant | None:
+    try:
+        task_id = UUID(secret.removeprefix(AGENT)[:32])
+    except ValueError:
+        return None
+    row = await database.pool.fetchrow(
+        "select workspace_id, claim_token from understudy.tasks"
+        " where id = $1 and status in ('dispatched', 'running') and claim_token is not null",
+        task_id,
+    )
+    if row is None or not compare_digest(agent_key(task_id, row["claim_token"]), secret):
+        return None
+    return Grant("agent", workspace_id=row["workspace_id"], task_id=task_id)
 
 
 async def redeem_login(database: Database, code: str, *, session_s: float) -> str | None:
