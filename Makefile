@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SEEDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test test-all clis browser check simulate mutants bench format clean
+.PHONY: help setup up demo test test-all clis browser check docs simulate mutants bench format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## write the exchanges in docs/protocol.md again
+	$(BIN)/python -m pytest -q tests/http/test_protocol.py --write-docs
 
 simulate: $(READY) ## the server's actors on a real database under a virtual clock: make simulate SEEDS=500
 	$(BIN)/python -m pytest -q tests/simulation --seeds=$(SEEDS)

@@ -26,6 +26,7 @@ EMPTY = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     fresh = random.SystemRandom().randrange(2**32)
     parser.addoption("--seed", type=int, default=fresh, help="replay a run's schedule")
+    parser.addoption("--write-docs", action="store_true", help="write what `make docs` writes")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from understudy.core.struct import Struct
 from understudy.wire.api import ROUTES, WORKSPACE, Query, Route
-from understudy.wire.daemon import CALLS, CLAIM_LEASE, CallShape, Held
+from understudy.wire.daemon import CALLS, CLAIM_LEASE, FENCED_REPORTS, CallShape, Held
 
 Json: TypeAlias = dict[str, Any]
 Known: TypeAlias = dict[Any, Json]
@@ -45,7 +45,8 @@ KEYS: Final[dict[str, list[Json]]] = {
 CAPABILITIES: Final = Query(
     "X-Client-Capabilities",
     str,
-    f"What the daemon can do, separated by commas; `{CLAIM_LEASE}`: it knows claim tokens (R3.6).",
+    f"What the daemon can do, separated by commas: `{CLAIM_LEASE}`, it knows claim tokens (R3.6);"
+    f" `{FENCED_REPORTS}`, it names them in whatever it tells of a run (R3.13).",
     where="header",
 )
 
