@@ -13,9 +13,13 @@ from typing import Final, TypeAlias, final
 
 import trio
 
+from understudy.actors import broadcast
 from understudy.actors.actor import spawn
 from understudy.actors.broadcast import Broadcast, Tail
 from understudy.actors.cast import Cast
+from understudy.actors.courier import Courier
+from understudy.actors.node import NodeLease
+from understudy.actors.sweepers import Sweepers, all_sweeps
 from understudy.config import ServerConfig
 from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.tree import Branch
@@ -24,11 +28,12 @@ from understudy.http.serve import CannotListen, ServeConfig, open_listeners, ser
 from understudy.http.site import Site
 from understudy.parent import until_parent_ends
 from understudy.store import schema
-from understudy.store.connection import open_connection
+from understudy.store.connection import Connection, open_connection
 from understudy.store.database import Database
 from understudy.store.embedded import EmbeddedServer
 from understudy.store.embedded import run_server as run_postgres
 from understudy.store.errors import DatabaseUnavailable
+from understudy.store.notices import Listener, Notifier
 from understudy.store.pool import Pool
 from understudy.supervisor import open_children, sole, supervise
 from understudy.version import VERSION
@@ -46,29 +51,41 @@ PLANS: Final = {
 }
 """A queue's statistics are always stale: what was planned for an empty table scans a full one.
 Every statement here has an index to go through. The moves alone, by pgbench: a third more."""
-Listener: TypeAlias = trio.abc.Listener[trio.abc.HalfCloseableStream]
+Socket: TypeAlias = trio.abc.Listener[trio.abc.HalfCloseableStream]
 
 
 async def run_server(
     config: ServerConfig,
     tree: Branch,
-    listeners: Sequence[Listener],
+    listeners: Sequence[Socket],
     *,
     task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, then stop: no new requests, streams closed, actors, connections."""
     async with open_database(config) as database, open_children(stop_s=STOP_S) as children:
-        tail, stopping = Tail(), trio.Event()
+        tail, stopping, node_id = Tail(), trio.Event(), database.new_id()
+        notifier = Notifier(partial(_dial, config), node_id)
         news = await spawn(
             children,
             tree.child("broadcast"),
-            partial(Broadcast, database, tail),
+            partial(Broadcast, database, tail, notifier.note),
             mailbox_max=16,
             policy=RestartPolicy(),
         )
-        node_id = database.new_id()
+        listener = Listener(partial(_dial, config), node_id, partial(broadcast.nudged, news))
         cast = Cast(database, node_id=node_id, leases=config.leases, tail=tail, news=news)
+        lease = NodeLease(database, config, node_id, partial(_meet, cast, notifier))
+        sweepers = Sweepers(
+            all_sweeps(database, node_id, config.leases, lease.may_judge),
+            partial(cast.committed, None),
+        )
+        courier = Courier(cast, sweepers)
+        await children.start(supervise, tree.child("node"), lease.run, RestartPolicy())
         await children.start(cast.run, tree)
+        await children.start(sweepers.run, tree.child("sweepers"))
+        await children.start(supervise, tree.child("courier"), courier.run, RestartPolicy())
+        await children.start(supervise, tree.child("notifier"), notifier.run, RestartPolicy())
+        await children.start(supervise, tree.child("listener"), listener.run, RestartPolicy())
         site = Site(database, cast, tree, stopping, VERSION)
         http = partial(serve, create_app(site), listeners, config=ServeConfig(), stopping=stopping)
         await children.start(
@@ -77,6 +94,10 @@ async def run_server(
         gc.freeze()
         task_status.started(site)
         await trio.sleep_forever()
+
+
+def _meet(cast: Cast, notifier: Notifier, has_peers: bool) -> None:  # noqa: FBT001  # As told.
+    cast.has_peers = notifier.has_peers = has_peers
 
 
 async def run_node(config: ServerConfig) -> None:
@@ -121,14 +142,17 @@ def own_database(config: ServerConfig) -> OwnDatabase:
 @asynccontextmanager
 async def open_database(config: ServerConfig) -> AsyncIterator[Database]:
     """The database at `config.database_url`, brought up to today's schema."""
-    assert config.database_url is not None
-    dial = partial(open_connection, config.database_url, options=PLANS)
-    pool = Pool(dial, size=config.pool_size)
+    pool = Pool(partial(_dial, config), size=config.pool_size)
     try:
         await _bring_up(pool)
         yield Database(pool, SystemRandom())
     finally:
         await pool.aclose()
+
+
+async def _dial(config: ServerConfig) -> Connection:
+    assert config.database_url is not None
+    return await open_connection(config.database_url, options=PLANS)
 
 
 async def _bring_up(pool: Pool) -> None:

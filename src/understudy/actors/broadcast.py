@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -51,13 +52,23 @@ class Written:
     """Somebody on this node has committed."""
 
 
-Message: TypeAlias = Written
+@dataclass(frozen=True)
+class Nudged:
+    """Somebody on another node has."""
+
+
+Message: TypeAlias = Written | Nudged
 
 
 class Broadcast(Actor[Message]):
-    def __init__(self, database: Database, tail: Tail) -> None:
+    """`announce` tells the other nodes, if there are any."""
+
+    def __init__(
+        self, database: Database, tail: Tail, announce: Callable[[], None] = lambda: None
+    ) -> None:
         self._database = database
         self._tail = tail
+        self._announce = announce
 
     async def start(self) -> None:
         if self._tail.mark.value < 0:
@@ -67,6 +78,8 @@ class Broadcast(Actor[Message]):
 
     async def receive(self, message: Message) -> None:
         """At once when it is quiet; under load one page serves all who write within `PACE_S`."""
+        if isinstance(message, Written):
+            self._announce()
         next_at = self._advanced_at + PACE_S
         if trio.current_time() >= next_at:
             await self._advance()
@@ -114,8 +127,16 @@ class Broadcast(Actor[Message]):
 
 def written(broadcast: Ref[Message]) -> None:
     """A hint; the poll behind it finds what it does not bring."""
+    _hint(broadcast, Written())
+
+
+def nudged(broadcast: Ref[Message]) -> None:
+    _hint(broadcast, Nudged())
+
+
+def _hint(broadcast: Ref[Message], message: Message) -> None:
     try:
-        broadcast.tell_nowait(Written())
+        broadcast.tell_nowait(message)
     except trio.WouldBlock:
         pass
 

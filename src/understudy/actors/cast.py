@@ -124,6 +124,11 @@ class Cast:
         if presence is not None and presence.link is not None:
             presence.link.push(RuntimesGone(payload=[runtime_id]))
 
+    def disown(self, runtime_id: UUID) -> None:
+        """The row says otherwise by now: its next sign of life here takes it over again."""
+        if (presence := self._presences.get(runtime_id)) is not None:
+            presence.is_ours = False
+
     def workspace_of(self, runtime_id: UUID) -> UUID | None:
         """Whose runtime it is, if this node looks after it."""
         presence = self._presences.get(runtime_id)

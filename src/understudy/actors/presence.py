@@ -24,6 +24,8 @@ class Presence:
     daemon_id: str
     provider: str
     heard_at: float
+    is_ours: bool = False
+    """The row says that this node attends it. Who is heard and is not ours is taken over."""
     link: Link | None = None
     claims: dict[UUID, float] = field(default_factory=dict)
     stops: set[UUID] = field(default_factory=set)

@@ -86,8 +86,6 @@ class RuntimeActor(Actor[Message]):
         self._around = around
         self._database = around.database
         self._presence = around.presence
-        self._is_ours = False
-        """The row says that this node attends it; one that was taken for silent is nobody's."""
         self._retry_at = -math.inf
         """While the database is away, a deadline that has passed must not spin."""
         self._nothing_until = -math.inf
@@ -104,7 +102,7 @@ class RuntimeActor(Actor[Message]):
         # What an earlier process of this node gave out may expire without our knowing until then.
         self._knows_claims_at = now + self._around.leases.claim_s
         self._polled_at = now - POLL_S  # A link that is open may have waited for this.
-        self._is_ours = row.node_id == self._around.node_id
+        self._presence.is_ours = row.node_id == self._around.node_id
         self._set_deadline()
 
     async def receive(self, message: Message) -> None:
@@ -151,7 +149,7 @@ class RuntimeActor(Actor[Message]):
 
     async def _take_over(self) -> None:
         """Attend it from this node, on which it was heard."""
-        if self._is_ours:
+        if self._presence.is_ours:
             return
         try:
             row = await runtimes.take_over(self._database, self._id, self._around.node_id)
@@ -160,7 +158,7 @@ class RuntimeActor(Actor[Message]):
             return
         if row is None:
             self.stop()
-        self._is_ours = True
+        self._presence.is_ours = True
 
     async def _go_offline(self) -> None:
         """The end of this actor, unless the runtime is heard while the database is asked.
@@ -180,7 +178,7 @@ class RuntimeActor(Actor[Message]):
             self._retry_at = trio.current_time() + DATABASE_RETRY_S
             return
         self._around.committed()
-        self._is_ours = False
+        self._presence.is_ours = False
         if self._is_silent():
             logger.info("runtime %s: silent for %.0f s", self._id, silent_s)
             self.stop()

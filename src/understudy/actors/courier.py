@@ -1,0 +1,100 @@
+"""What was committed anywhere, brought to those on this node who must act on it.
+
+The event table is the bus between nodes: whoever commits writes events, every node tails them
+(actors/broadcast.py), and this service acts on what concerns the runtimes attached here. All of it
+is hints: who misses one finds out by a poll, a heartbeat or a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, final
+from uuid import UUID
+
+import trio
+
+from understudy.actors.cast import Cast
+from understudy.actors.sweepers import Sweepers
+from understudy.core.records import Event
+from understudy.store import nodes
+from understudy.store.errors import DatabaseUnavailable
+
+CLAIMABLE: Final = {"task:queued", "task:completed", "task:failed", "task:cancelled"}
+"""After these something can be claimed: a task, or a slot of its agent (R3.10)."""
+STOPPING: Final = {"task:cancelling", "task:cancelled"}
+DATABASE_RETRY_S: Final = 2.0
+
+
+@final
+class Courier:
+    def __init__(self, cast: Cast, sweepers: Sweepers) -> None:
+        self._cast = cast
+        self._sweepers = sweepers
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        tail = self._cast.tail
+        after = tail.mark.value
+        await self._catch_up()
+        task_status.started()
+        while True:
+            up_to = await tail.mark.wait_above(after)
+            events = tail.since(after)
+            after = up_to
+            if events is None:
+                await self._catch_up()
+            else:
+                self._deliver(events)
+
+    async def _catch_up(self) -> None:
+        """What came while nobody carried it, or too much to be carried."""
+        self._cast.wake_all()
+        while True:
+            try:
+                stops = await nodes.stops_due(self._cast.database, self._cast.node_id)
+            except DatabaseUnavailable:
+                await trio.sleep(DATABASE_RETRY_S)
+                continue
+            for task_id, runtime_id in stops:
+                self._cast.cancel_requested(task_id, runtime_id)
+            return
+
+    def _deliver(self, events: Iterable[Event]) -> None:
+        places = set[tuple[UUID, str]]()
+        for event in events:
+            if event.kind in CLAIMABLE:
+                places.add((event.workspace_id, event.payload["provider"]))
+            if event.kind in STOPPING:
+                self._stop(event)
+            elif event.kind == "task:deferred":
+                self._sweepers.soon("promote")
+            elif event.kind == "daemon:register":
+                self._note_machines(event)
+        for workspace_id, provider in places:
+            self._cast.wake(workspace_id, provider)
+
+    def _stop(self, event: Event) -> None:
+        """R7.1, wherever it was asked for."""
+        if event.task_id is None or event.payload["runtime_id"] is None:
+            return
+        tell = self._cast.cancel_requested
+        if event.kind == "task:cancelled":
+            tell = self._cast.cancel_confirmed
+        tell(event.task_id, UUID(event.payload["runtime_id"]))
+
+    def _note_machines(self, event: Event) -> None:
+        """One that another node has taken off, or has registered, is no longer ours: if it is heard
+        here it is taken over again."""
+        action = event.payload["action"]
+        runtime_ids = [UUID(each) for each in event.payload.get("runtime_ids", ())]
+        if action in {"deleted", "retired"}:
+            for runtime_id in runtime_ids:
+                self._cast.forget(runtime_id)
+        elif action == "stale_sweep":
+            for runtime_id in runtime_ids:
+                self._cast.disown(runtime_id)
+        elif action == "register":
+            for row in event.payload["runtimes"]:
+                if row.get("node_id") != str(self._cast.node_id):
+                    self._cast.disown(UUID(row["id"]))
+        if action in {"stale_sweep", "deregister"}:
+            self._sweepers.soon("lose")  # With a grace of 0 it is lost at once (R4.2).
