@@ -45,6 +45,7 @@ class Stage:
         self.runtime_id = ""
         self.task_ids: list[str] = []
         self.tokens: list[str] = []
+        self.agent_key = ""
 
     async def set_up(self) -> None:
         body = {
@@ -71,6 +72,7 @@ class Stage:
         path = f"/api/daemon/runtimes/{self.runtime_id}/tasks/claim"
         task = _ok(await self.node.machine.post(path))["task"]
         self.tokens.append(task["claim_token"])
+        self.agent_key = task["auth_token"]
         for move in moves:
             path = f"/api/daemon/tasks/{task['id']}/{move}"
             _ok(await self.node.machine.post(path, json={"claim_token": task["claim_token"]}))
@@ -182,10 +184,11 @@ async def fuzz(node: Node, description: Path, key: str | None, *options: str) ->
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
-KEYS: dict[str, Callable[[Node], str | None]] = {
-    "a person": lambda node: node.personal_key,
-    "a machine": lambda node: node.daemon_key,
-    "nobody": lambda node: None,
+KEYS: dict[str, Callable[[Stage], str | None]] = {
+    "a person": lambda stage: stage.node.personal_key,
+    "a machine": lambda stage: stage.node.daemon_key,
+    "an agent": lambda stage: stage.agent_key,
+    "nobody": lambda stage: None,
 }
 SHORT = ("--phases", "coverage,fuzzing", "--max-examples", "3", "--no-shrink")
 SHORTER = ("--phases", "fuzzing", "--max-examples", "3", "--no-shrink")
@@ -199,6 +202,7 @@ LIVE = ("--exclude-operation-id-regex", "complete|fail|stopped|recover|rerun|can
     [
         ("a person", SHORT),
         ("a machine", (*SHORTER, *LIVE)),
+        ("an agent", SHORTER),
         ("nobody", SHORTER),
         *(pytest.param(who, LONG, marks=pytest.mark.slow) for who in KEYS),
         pytest.param("a machine", (*LONG, *LIVE), marks=pytest.mark.slow),
@@ -222,6 +226,6 @@ async def test_nothing_that_is_sent_breaks_hangs_or_loses(
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     seed = f"--seed={request.config.getoption('--seed')}"
     with nothing_logged(caplog):
-        await fuzz(node, description, KEYS[who](node), seed, *options)
+        await fuzz(node, description, KEYS[who](stage), seed, *options)
     assert not await losses(node.database, before)
     await Stage(node, "another", "Afterwards").set_up()

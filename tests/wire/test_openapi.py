@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from schemathesis.openapi import from_dict
 
 from understudy.core import records
 from understudy.wire import board, daemon
@@ -46,6 +47,11 @@ def found(target: str) -> Any:
 
 def test_every_call_and_every_route_has_an_operation_of_its_own() -> None:
     assert set(OPERATIONS) == set(ROUTES) | {f"daemon_{name}" for name in CALLS}
+
+
+def test_it_is_openapi_3_1() -> None:
+    """R11.6"""
+    from_dict(DOCUMENT).validate()
 
 
 def test_every_reference_has_its_target() -> None:
