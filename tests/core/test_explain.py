@@ -59,7 +59,7 @@ MAC = Place(name="mac/claude", online_since=ago(h=5), free_slots=4, is_attached=
 LINUX = Place(name="linux/claude", online_since=ago(h=5), free_slots=4, is_attached=True)
 MINE = replace(MAC, is_mine=True)
 GONE = Place(name="mac/claude", offline_since=ago(m=3), is_attached=False)
-MINE_GONE = replace(GONE, is_mine=True, offline_since=ago(s=14))
+MINE_GONE = replace(GONE, is_mine=True, offline_since=ago(s=14), last_seen_at=ago(s=90))
 SPENT = replace(MAC, quota_resets_at=later(m=58))
 GONE_BEFORE = [replace(GONE, name=f"box-{n}/claude", offline_since=ago(h=n)) for n in (1, 2)]
 BROKEN = replace(GONE, problem="`claude --version` exited with status 1;\n reinstall it")
@@ -407,6 +407,7 @@ def some_place(draw: st.DrawFn) -> Place:
         name=draw(names),
         offline_since=None if is_online else since,
         online_since=since if is_online else None,
+        last_seen_at=since,
         problem=draw(st.none() | st.text(min_size=1, max_size=20)),
         quota_resets_at=draw(maybe),
         is_pinned=draw(st.booleans()),

@@ -167,6 +167,7 @@ class Cast:
 
     async def claim(self, runtime_id: UUID, *, slots: int, fence: Fence) -> list[ClaimedTask]:
         """For a runtime that polls. Raises `DatabaseUnavailable`."""
+        self._presences[runtime_id].polls = True
         self.heard(runtime_id)
         answer = await self.runtimes.ask(runtime_id, lambda: runtime.Claim(slots, fence))
         if isinstance(answer, DatabaseUnavailable):

@@ -47,6 +47,11 @@ class Link:
         self._settled.set()
         self._settled = trio.Event()
 
+    @property
+    def free(self) -> int:
+        """Slots that nobody has set aside."""
+        return max(0, self._free())
+
     def _free(self) -> int:
         return self._granted - self._pushed - self._reserved
 

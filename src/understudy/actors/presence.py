@@ -31,6 +31,8 @@ class Presence:
     stops: set[UUID] = field(default_factory=set)
     pings: dict[UUID, float] = field(default_factory=dict)
     round_trip_s: float | None = None
+    polls: bool = False
+    """It asks for its tasks, and needs no link."""
     is_hinted: bool = False
     """It has been told that there may be work, and has not looked yet."""
 

@@ -296,7 +296,7 @@ def _offline_in_flight(case: _Case) -> Explanation | None:
     if mine.offline_since is None:
         return None
     ends_at, is_last = given_up_at(ours, case.leases), not has_next_attempt(ours)
-    names, within = [place.name for place in heirs(ours, case.leases)], case.within(ends_at)
+    names, within = [place.name for place in heirs(ours)], case.within(ends_at)
     if names and not is_last:
         then = f"{names_of(names, 'or')} takes over {within}"
     else:

@@ -47,7 +47,7 @@ class FailureReason(StrEnum):
 class FailurePolicy:
     """What may follow a failure for one reason.
 
-    `attempts_max` stands for the task's own `max_attempts` (of more than 1); None leaves it as it is.
+    `attempts_max` stands for the task's own `max_attempts` (of more than 1); None leaves that.
     `delays_s` is the wait before each further attempt, the last one repeating, doubled each time
     when `doubling`; `resume` tells whether the next attempt may continue the agent's session.
     """

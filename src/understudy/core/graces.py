@@ -12,21 +12,18 @@ from understudy.core.lifecycle import Status
 from understudy.core.situation import Place, Situation
 
 
-def heirs(situation: Situation, leases: Leases) -> list[Place]:
-    """Who can take over from the place that holds the task, and is offline: who was there before it
-    fell silent. Only then has its daemon been told to stop in time (R4.11)."""
+def heirs(situation: Situation) -> list[Place]:
+    """Who can take over from the place that holds the task, and is offline: who was there when it
+    was last heard. Only then has its daemon been told to stop in time (R4.11)."""
     mine = situation.mine
-    assert mine.offline_since is not None
-    silence_s = leases.offline_after_s + leases.sweep_every_s
-    there_by = mine.offline_since - timedelta(seconds=silence_s)
-    if mine.is_pinned:
+    if mine.is_pinned or mine.last_seen_at is None:
         return []
     return [
         place
         for place in situation.places
         if place.offline_since is None
         and place.online_since is not None
-        and place.online_since <= there_by
+        and place.online_since <= mine.last_seen_at
     ]
 
 
@@ -35,7 +32,7 @@ def given_up_at(situation: Situation, leases: Leases) -> datetime:
     offline_since = situation.mine.offline_since
     assert offline_since is not None
     grace_s = leases.alone_grace_s
-    if heirs(situation, leases):
+    if heirs(situation):
         grace_s = min(grace_s, leases.takeover_grace_s)
     lost_at = offline_since + timedelta(seconds=grace_s)
     if situation.task.status is Status.DISPATCHED:

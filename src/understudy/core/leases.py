@@ -1,4 +1,4 @@
-"""How long claims, silences and waits last (R3.4, R4); the defaults are the rules' own. All seconds."""
+"""How long claims, silences and waits last; the defaults are the rules' own (R3.4, R4)."""
 
 from __future__ import annotations
 

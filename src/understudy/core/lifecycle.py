@@ -3,14 +3,16 @@
 A task is one attempt of one agent at one trigger. It is born `queued` (or `deferred`, when it has
 to wait for its time), is claimed by a runtime, starts, and ends once. A retry or a rerun is a new
 row that names its parent; a row never leaves a terminal status, but for a result that comes after
-the server gave the run up (R6.5). So the whole life fits into one table of moves, and a move is a compare-and-set: it names the statuses it leaves and, where a daemon
-makes it, the claim token. Whoever comes too late finds no row and is told so.
+the server gave the run up (R6.5). So the whole life fits into one table of moves, and a move is a
+compare-and-set: it names the statuses it leaves and, where a daemon makes it, the claim token.
+Whoever comes too late finds no row and is told so.
 
                       claim              start              complete
     queued ─────────────────▶ dispatched ─────▶ running ─────────────▶ completed
       ▲  ◀──────── requeue ──────┘                │
       │ promote        │ fail, orphan, lose, time_out
     deferred           └───────────▶ failed ◀─────┘          cancel: from all active ones
+                                       └──── complete_late ────▶ completed
 
 The same table stands in `schema.sql` as the function `understudy.is_move`, made by `guard_sql()`
 below: PostgreSQL refuses an update that is not in it, whoever sends it. A test compares the two.

@@ -22,6 +22,8 @@ class Place(Struct):
     name: str
     offline_since: datetime | None = None
     online_since: datetime | None = None
+    last_seen_at: datetime | None = None
+    """When it was last heard, if it is offline."""
     problem: str | None = None
     quota_resets_at: datetime | None = None
     is_pinned: bool = False

@@ -1,4 +1,4 @@
-"""Agents, and the machines they run on."""
+"""Agents."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def blueprint(site: Site) -> Blueprint:
 
     @routes.get("/api/agents")
     async def list_agents() -> Response:
-        person = await auth.person(request, database)
-        found = await agents.of_workspace(database, person.workspace.id)
+        asker = await auth.somebody(request, database)
+        found = await agents.of_workspace(database, asker.workspace.id)
         return answer([shown(each) for each in found])
 
     @routes.post("/api/agents")
@@ -41,11 +41,6 @@ def blueprint(site: Site) -> Blueprint:
             raise Refused(409, "exists", f"there is an agent named {wanted.name} already") from None
         return answer(shown(made), 201)
 
-    @routes.get("/api/runtimes")
-    async def list_runtimes() -> Response:
-        person = await auth.person(request, database)
-        return answer(await runtimes.of_workspace(database, person.workspace.id))
-
     return routes
 
 
@@ -55,8 +50,8 @@ def shown(agent: Agent) -> Agent:
     return msgspec.structs.replace(agent, custom_env=hidden, mcp_config=None)
 
 
-async def find_agent(site: Site, person: auth.Person, name: str) -> Agent:
-    agent = await agents.find(site.database, person.workspace.id, name)
+async def find_agent(site: Site, asker: auth.Somebody, name: str) -> Agent:
+    agent = await agents.find(site.database, asker.workspace.id, name)
     if agent is None:
         raise not_found(f"agent {name[:80]}")
     return agent

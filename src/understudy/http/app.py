@@ -7,7 +7,19 @@ from typing import Final
 from quart import Response
 from quart_trio import QuartTrio
 
-from understudy.http import agents, daemon, errors, issues, login, socket, stream, system, tasks
+from understudy.http import (
+    agents,
+    daemon,
+    errors,
+    issues,
+    login,
+    runtimes,
+    socket,
+    stream,
+    system,
+    tasks,
+    work,
+)
 from understudy.http.calls import Desk
 from understudy.http.pages import pages
 from understudy.http.site import Site
@@ -35,6 +47,8 @@ def create_app(site: Site) -> QuartTrio:
         system.blueprint(site),
         agents.blueprint(site),
         issues.blueprint(site),
+        work.blueprint(site),
+        runtimes.blueprint(site),
         tasks.blueprint(site),
         login.blueprint(site),
         pages.blueprint(site),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from understudy.core.records import User, Workspace
 from understudy.store import people, tokens
 from understudy.store.database import Database
 from understudy.store.tasks import Fence
-from understudy.store.tokens import Grant
+from understudy.store.tokens import AGENT, Grant
 from understudy.wire.daemon import CLAIM_LEASE, FENCED_REPORTS
 from understudy.wire.errors import Refused, invalid, not_found
 
@@ -36,6 +36,18 @@ class Person:
 
     user: User
     workspace: Workspace
+
+
+@dataclass(frozen=True)
+class AgentAtWork:
+    """An agent in its run; its key dies with the claim (R9.5, R3.13)."""
+
+    task_id: UUID
+    workspace: Workspace
+
+
+Somebody: TypeAlias = Person | AgentAtWork
+"""Whoever may read the board and speak on it."""
 
 
 async def machine(request: Request | Websocket, database: Database) -> Machine:
@@ -66,6 +78,19 @@ async def person(request: Request, database: Database) -> Person:
     user = await people.find_user(database, grant.user_id)
     assert user is not None, "a key goes with its user"
     return Person(user, await _workspace(request, database, grant))
+
+
+async def somebody(request: Request, database: Database) -> Somebody:
+    """Raises `Refused`, as `person` does; here an agent at work is welcome, too."""
+    secret = _bearer(request)
+    if secret is None or not secret.startswith(AGENT):
+        return await person(request, database)
+    grant = await _grant(secret, database)
+    assert grant.task_id is not None
+    assert grant.workspace_id is not None
+    workspace = await people.find_workspace(database, grant.workspace_id)
+    assert workspace is not None, "a task goes with its workspace"
+    return AgentAtWork(grant.task_id, workspace)
 
 
 async def _grant(secret: str | None, database: Database) -> Grant:

@@ -265,7 +265,6 @@ class Desk:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)
         return _done(await self._cast.report(task_id, partial(task_actor.Told, holder, request)))
 
-
     # What directories are for
 
     async def _gc_check(self, machine: Machine, issue_id: UUID, _: wire.Nothing) -> wire.GcCheck:

@@ -71,4 +71,3 @@ async def of_workspace(database: Database, workspace_id: UUID) -> list[Agent]:
         ),
         Agent,
     )
-

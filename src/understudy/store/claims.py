@@ -31,11 +31,12 @@ CLAIM: Final = """
     join understudy.workspaces w on w.id = c.workspace_id
     left join understudy.issues i on i.id = c.issue_id
     left join lateral (
-      -- R5.9: what the newest run of this agent on this issue left behind, on the machine that has it.
+      -- R5.9: what the agent's newest run on the issue left behind, on the machine that has it.
       select p.work_dir, case when not c.is_fresh
                and coalesce(p.failure_reason, '') <> all ($5)
                and not exists (select from understudy.refused_sessions r
-                               where r.workspace_id = p.workspace_id and r.session_id = p.session_id)
+                               where r.workspace_id = p.workspace_id
+                                 and r.session_id = p.session_id)
              then p.session_id end as session_id
       from (
         select * from understudy.tasks t

@@ -127,7 +127,7 @@ async def go_offline(
     """Mark online runtimes offline; the ids that are known (R4.5: the others are skipped).
 
     One event for each workspace that is touched. `workspace_id` limits whose runtimes may be meant,
-    `node_id` to those that no other node has heard since. `silent_s`: how long ago they were heard.
+    `node_id` to those that no other node has heard since. `silent_s`: so long ago they were heard.
     """
     async with database.pool.transaction() as connection:
         rows = await connection.fetch(
@@ -141,7 +141,8 @@ async def go_offline(
               update understudy.runtimes r
               set status = 'offline', offline_since = understudy.now(), online_since = null,
                   node_id = null, last_seen_at = understudy.now() - make_interval(secs => $4)
-              from known where r.id = known.id and (known.status = 'online' or r.node_id is not null)
+              from known
+              where r.id = known.id and (known.status = 'online' or r.node_id is not null)
               returning r.id
             )
             select known.id, known.workspace_id, gone.id is not null as went

@@ -5,7 +5,7 @@ A sweep that another node is at finds nothing to do. What it returns has been co
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -66,9 +66,7 @@ async def time_out(database: Database, leases: Leases) -> list[Task]:
 
 
 async def expire(database: Database, leases: Leases) -> list[Task]:
-    return await _swept(
-        database, "expire_tasks", timedelta(seconds=leases.queued_max_s), BATCH_MAX
-    )
+    return await _swept(database, "expire_tasks", timedelta(seconds=leases.queued_max_s), BATCH_MAX)
 
 
 async def promote(database: Database) -> list[Task]:
@@ -109,7 +107,7 @@ async def retire(database: Database, leases: Leases) -> list[Runtime]:
 
 
 async def prune(database: Database, leases: Leases) -> int:
-    """Forget the oldest events and transcripts; how many events went."""
+    """Forget the oldest events and transcripts; how many rows went."""
     count: int = await database.pool.fetchval(
         "select understudy.prune_history($1, $2)",
         timedelta(seconds=leases.history_kept_s),
@@ -138,4 +136,3 @@ async def _tell_machines(
                 connection, workspace_id, "daemon:register", {"action": action, "runtime_ids": ids}
             )
     return touched
-

@@ -40,12 +40,12 @@ class Moved:
 
 
 Fence = Literal["none", "lease", "full"]
-"""What a claimant can name a token in: nothing; its moves; everything it tells (R3.6, R3.13)."""
+"""In what a claimant names tokens: nothing; its moves; all that it tells (R3.6, R3.13)."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`retry_after_s`: what the provider asks for. `refused_session`: never to be resumed (R5.10)."""
+    """`retry_after_s`: what the provider asks for. `refused_session`: dead for ever (R5.10)."""
 
     reason: FailureReason
     error: str

@@ -1,4 +1,4 @@
-"""Keys: made once, shown once, kept as a hash; and those of agents at work, which are kept nowhere."""
+"""Keys: made once, shown once, kept as a hash. Those of agents at work are kept nowhere."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from understudy.core import tree
-from understudy.core.records import Agent, Comment, Event, Issue, Message, Runtime, Task, Workspace
+from understudy.core.records import Agent, Event, Issue, Message, Runtime, Task, Workspace
 from understudy.core.struct import Struct
 from understudy.wire import board
 
@@ -70,14 +70,39 @@ ROUTES: Final[dict[str, Route]] = {
         {409: "There is an agent of that name."},
     ),
     "runtimes": Route("GET", "/api/runtimes", list[Runtime]),
+    "delete_runtime": Route(
+        "DELETE",
+        "/api/runtimes/{runtime_id}",
+        Runtime,
+        refusals={409: "Runs are in flight on it."},
+    ),
+    "ping": Route(
+        "POST",
+        "/api/runtimes/{runtime_id}/pings",
+        board.Pinged,
+        status=202,
+        refusals={409: "Its daemon is not connected to this node."},
+    ),
+    "show_ping": Route("GET", "/api/runtimes/{runtime_id}/pings/{ping_id}", board.Pinged),
     "issues": Route("GET", "/api/issues", list[Issue]),
     "create_issue": Route("POST", "/api/issues", board.Assigned, board.CreateIssue, 201),
     "issue": Route("GET", "/api/issues/{issue}", board.IssueDetail),
     "update_issue": Route("PATCH", "/api/issues/{issue}", board.Assigned, board.UpdateIssue),
     "assign": Route("POST", "/api/issues/{issue}/assign", board.Assigned, board.Assign),
-    "comment": Route("POST", "/api/issues/{issue}/comments", Comment, board.CreateComment, 201),
+    "comment": Route(
+        "POST", "/api/issues/{issue}/comments", board.Commented, board.CreateComment, 201
+    ),
+    "rerun": Route("POST", "/api/issues/{issue}/rerun", Task, board.RerunIssue, 202),
+    "cancel_issue": Route("POST", "/api/issues/{issue}/cancel", board.CancelledIssue),
     "tasks": Route("GET", "/api/tasks", list[Task]),
     "task": Route("GET", "/api/tasks/{task_id}", board.TaskDetail),
+    "why": Route("GET", "/api/tasks/{task_id}/why", board.Why),
+    "cancel_task": Route(
+        "POST",
+        "/api/tasks/{task_id}/cancel",
+        board.Cancelled,
+        refusals={409: "It has ended otherwise."},
+    ),
     "messages": Route("GET", "/api/tasks/{task_id}/messages", list[Message], query=(AFTER,)),
     "task_stream": Route(
         "GET", "/api/tasks/{task_id}/stream", Message, query=CURSOR, is_stream=True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from msgspec import Meta
 
+from understudy.core.lifecycle import Status
 from understudy.core.records import (
     Agent,
     Comment,
@@ -18,6 +20,7 @@ from understudy.core.records import (
     User,
     Workspace,
 )
+from understudy.core.situation import Constraint
 from understudy.core.struct import Struct
 
 Title = Annotated[str, Meta(min_length=1, max_length=500)]
@@ -64,8 +67,8 @@ class Assign(Struct, forbid_unknown_fields=True):
 
 
 class Assigned(Struct):
-    """`outcome`: enqueued, assigned (the issue waits in the backlog), unchanged, pending (this agent
-    is at it already), self (the agent that asks is), too_many_hops (agents called agents)."""
+    """`outcome`: enqueued, assigned (the issue waits in the backlog), unchanged, pending (this
+    agent is at it already), self (the agent that asks is), too_many_hops (agents call agents)."""
 
     outcome: str
     issue: Issue
@@ -73,8 +76,8 @@ class Assigned(Struct):
 
 
 class RerunIssue(Struct, forbid_unknown_fields=True):
-    """R7.6. `task_id`: run the agent of that task again, not the assignee. `fresh`: in a new session.
-    `after`: behind what runs now, instead of cancelling it."""
+    """R7.6. `task_id`: run the agent of that task again, not the assignee. `fresh`: in a new
+    session. `after`: behind what runs now, instead of cancelling it."""
 
     task_id: UUID | None = None
     fresh: bool = False
@@ -117,12 +120,35 @@ class IssueDetail(Struct):
     comments: list[Comment]
 
 
+class Why(Struct):
+    """Where a task is, and what would change that: `sentence`, then "it changes" and `changes`.
+
+    `constraint` is a slug of `core/situation.py`, null once the task has ended.
+    """
+
+    task_id: UUID
+    status: Status
+    sentence: str
+    constraint: Constraint | None = None
+    changes: str | None = None
+    changes_at: datetime | None = None
+
+
 class TaskDetail(Struct):
     task: Task
+    why: Why
     agent: Agent
     issue: Issue | None
     runtime: Runtime | None
     usage: list[Usage]
+
+
+class Pinged(Struct):
+    """`round_trip_s` is the newest one known; ask again for the answer to this ping."""
+
+    ping_id: UUID
+    is_answered: bool
+    round_trip_s: float | None = None
 
 
 class CreateToken(Struct, forbid_unknown_fields=True):

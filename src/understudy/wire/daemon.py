@@ -292,9 +292,7 @@ CALLS: Final[dict[str, CallShape]] = {
     "deregister": CallShape("POST", "/api/daemon/deregister", Deregister, Acknowledged),
     "heartbeat": CallShape("POST", "/api/daemon/heartbeat", Heartbeat, HeartbeatHeard),
     "heartbeats": CallShape("POST", "/api/daemon/heartbeats", Heartbeats, HeartbeatsHeard),
-    "pong": CallShape(
-        "POST", "/api/daemon/runtimes/<subject>/pong", Pong, Acknowledged, "runtime"
-    ),
+    "pong": CallShape("POST", "/api/daemon/runtimes/<subject>/pong", Pong, Acknowledged, "runtime"),
     "recover": CallShape(
         "POST", "/api/daemon/runtimes/<subject>/recover-orphans", Nothing, Recovered, "runtime"
     ),
