@@ -1458,7 +1458,7 @@ begin
     it := understudy.lock_seen(it);
     continue when it.id is null;
     return next understudy.end_failed(
-      it, 'expire', 'queued_expired', format('no machine took it within %s h', extract(epoch from p_queued) / 3600));
+      it, 'expire', 'queued_expired', format('no machine took it within %s h', (extract(epoch from p_queued) / 3600)::float8));
   end loop;
 end $$;
 
@@ -1501,12 +1501,17 @@ begin
   end if;
   return query
   with left_alone as materialized (
-    select r.id from understudy.runtimes r
+    -- Whom a node no longer hears it takes off within the grace; so whom it left it had heard by then,
+    -- if it had the database all the while.
+    select r.id, (select n.lease_expires_at - 2 * p_grace from understudy.nodes n where n.id = r.node_id
+                  and n.lease_since <= n.lease_expires_at - 2 * p_grace) as heard_by
+    from understudy.runtimes r
     where (r.status = 'online' or r.node_id is not null) and not exists (
       select from understudy.nodes n where n.id = r.node_id and n.lease_expires_at > understudy.now() - p_grace)
     order by r.id limit p_max for no key update skip locked
   ) update understudy.runtimes r
-      set status = 'offline', offline_since = understudy.now(), online_since = null, node_id = null
+      set status = 'offline', offline_since = understudy.now(), online_since = null, node_id = null,
+          last_seen_at = greatest(r.last_seen_at, left_alone.heard_by)
       from left_alone where r.id = left_alone.id returning r.*;
   delete from understudy.nodes n where n.lease_expires_at < understudy.now() - interval '1 day';
 end $$;
@@ -1521,21 +1526,24 @@ begin
   return query
   with forgotten as materialized (
     select r.id from understudy.runtimes r
-    where r.status = 'offline' and r.retired_at is null and r.offline_since <= understudy.now() - p_age
+    where r.status = 'offline' and r.node_id is null and r.retired_at is null
+      and r.offline_since <= understudy.now() - p_age
       and not exists (select from understudy.agents a where a.runtime_id = r.id and a.archived_at is null)
       and not exists (select from understudy.tasks t where t.runtime_id = r.id and t.status in ('dispatched', 'running'))
-      and not exists (select from understudy.agents a join understudy.tasks t on t.agent_id = a.id and t.status = 'queued'
+      and not exists (select from understudy.agents a join understudy.tasks t on t.agent_id = a.id and t.status in ('deferred', 'queued')
                       where a.workspace_id = r.workspace_id and t.runtime_id = r.id)
     order by r.offline_since limit p_max for no key update skip locked
   ) update understudy.runtimes r set retired_at = understudy.now()
       from forgotten where r.id = forgotten.id returning r.*;
 end $$;
 
--- The oldest events, and what was said in the runs whose end is among them; how many events went.
+-- The oldest events, and what was said in the runs whose end is among them; how many rows went. What a
+-- run said may be much: then its events wait for another turn.
 create function understudy.prune_history(p_age interval, p_max int) returns int language plpgsql as $$
 declare
   old bigint[];
   ended uuid[];
+  messages int;
 begin
   if not understudy.leads('prune') then
     return 0;
@@ -1545,9 +1553,14 @@ begin
     into old, ended
     from (select * from understudy.events order by id limit p_max) e
     where e.created_at < understudy.now() - p_age;
-  delete from understudy.task_messages m where m.task_id = any (ended);
-  delete from understudy.events e where e.id = any (old);
-  return coalesce(cardinality(old), 0);
+  delete from understudy.task_messages where (task_id, seq) in (
+    select m.task_id, m.seq from understudy.task_messages m where m.task_id = any (ended)
+    order by m.task_id, m.seq limit 10 * p_max);
+  get diagnostics messages = row_count;
+  if messages < 10 * p_max then
+    delete from understudy.events e where e.id = any (old);
+  end if;
+  return messages + coalesce(cardinality(old), 0);
 end $$;
 
 
