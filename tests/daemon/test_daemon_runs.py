@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from understudy.daemon.main import Daemon, run_daemon
 from understudy.daemon.outbox import Outbox, Report
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import STATUS, DaemonStatus, read_status
+from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
 from understudy.testing.desk import Desk
 from understudy.wire.daemon import ClaimedTask
@@ -81,6 +83,7 @@ async def machine(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Machin
     config = DaemonConfig(path, "http://127.0.0.1:1", "key", str(desk.ids["workspace"]))
     with Outbox(path / "outbox.db") as outbox:
         shop = Workshop(
+            server=config.server,
             workspace_id=config.workspace_id,
             runs=path / "runs",
             link=cast(Link, StillLink()),
@@ -88,6 +91,7 @@ async def machine(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Machin
             repositories=desk.repositories,
             slots=Slots(2),
             leases=Leases(),
+            trust=Trust(math.inf),
             environment=desk.env,
         )
         yield Machine(desk, path, shop, Daemon(config, shop))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,9 +30,10 @@ from trio_websocket import (
 from understudy.config import DaemonConfig
 from understudy.core.restarts import CannotStart
 from understudy.core.tree import Branch
-from understudy.daemon import link as link_module
-from understudy.daemon.link import DISCONNECT_S, Link, LinkRefused, Session, pause_s
+from understudy.daemon import session as session_module
+from understudy.daemon.link import DISCONNECT_S, Link, LinkRefused, pause_s
 from understudy.daemon.main import run_daemon
+from understudy.daemon.session import Session
 from understudy.testing.clock import VirtualClock
 from understudy.testing.network import MemoryNetwork
 from understudy.testing.node import Node
@@ -162,6 +163,8 @@ class Machine:
     slots: int = 3
     held: set[UUID] = field(default_factory=set)
     ups: list[bool] = field(default_factory=list)
+    stopped: list[UUID] = field(default_factory=list)
+    trust: list[tuple[float, dict[UUID, float]]] = field(default_factory=list)
     link: Link = field(init=False)
 
     async def connected(self) -> list[UUID]:
@@ -170,6 +173,12 @@ class Machine:
 
     def take(self, tasks: list[ClaimedTask]) -> None:
         self.held |= {task.id for task in tasks}
+
+    def stop(self, task_ids: Sequence[UUID]) -> None:
+        self.stopped += task_ids
+
+    def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
+        self.trust.append((asked_at, dict(trust_s)))
 
     def free_slots(self) -> int:
         return max(0, self.slots - len(self.held))
@@ -295,9 +304,9 @@ async def test_more_callers_than_the_queue_holds_survive_a_server_that_does_not_
     await board.wait_credit(3)
     board.vanish()
     async with trio.open_nursery() as callers:
-        for _ in range(2 * link_module.OUTBOUND_MAX):
+        for _ in range(2 * session_module.OUTBOUND_MAX):
             callers.start_soon(deliver)
-    assert done == 2 * link_module.OUTBOUND_MAX
+    assert done == 2 * session_module.OUTBOUND_MAX
 
 
 # Connections
@@ -497,7 +506,7 @@ async def test_credit_is_not_lost_when_the_queue_is_full() -> None:
     session = Session(cast(WebSocketConnection, socket))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.send_frames)
-        for _ in range(2 * link_module.OUTBOUND_MAX):
+        for _ in range(2 * session_module.OUTBOUND_MAX):
             nursery.start_soon(session.call, "messages", Messages(), TASK)
         await wait_all_tasks_blocked()
         session.announce([RUNTIME], 3)
@@ -508,7 +517,7 @@ async def test_credit_is_not_lost_when_the_queue_is_full() -> None:
     frames = [decode_from_daemon(text) for text in socket.sent]
     assert [f.payload.total for f in frames if isinstance(f, CreditGranted)] == [4]
     assert sum(len(f.payload) for f in frames if isinstance(f, Calls)) == (
-        2 * link_module.OUTBOUND_MAX
+        2 * session_module.OUTBOUND_MAX
     )
 
 

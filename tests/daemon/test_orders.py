@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from understudy.daemon.orders import run_order, work_order
 from understudy.daemon.outbox import Outbox
 from understudy.daemon.record import RunOrder
 from understudy.daemon.slots import Slots
+from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
 from understudy.daemon.workspace import WorkDir, prepare
 from understudy.testing.desk import Clone, Desk
@@ -40,6 +42,7 @@ def workshop(desk: Desk, tmp_path: Path) -> Iterator[Workshop]:
     config = DaemonConfig(tmp_path, "http://127.0.0.1:1", "key", str(desk.ids["workspace"]))
     with Outbox(tmp_path / "outbox.db") as outbox:
         yield Workshop(
+            server=config.server,
             workspace_id=config.workspace_id,
             runs=tmp_path / "runs",
             link=Link(dial(config), heartbeat_s=15.0, dice=Random(7)),
@@ -47,6 +50,7 @@ def workshop(desk: Desk, tmp_path: Path) -> Iterator[Workshop]:
             repositories=desk.repositories,
             slots=Slots(1),
             leases=Leases(),
+            trust=Trust(math.inf),
             environment=desk.env,
         )
 

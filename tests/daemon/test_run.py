@@ -6,6 +6,7 @@ daemon. The program counts its own starts in a file.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -40,9 +41,10 @@ from understudy.daemon.record import ORDER, read_order
 from understudy.daemon.run import Again, Message, RunActor, Stop
 from understudy.daemon.rundir import Standing
 from understudy.daemon.slots import Slots
+from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
 from understudy.testing.desk import Desk
-from understudy.wire.daemon import AgentBrief, ClaimedTask, Complete, Fail, Repository
+from understudy.wire.daemon import AgentBrief, ClaimedTask, Complete, Fail, Held, Repository
 from understudy.wire.errors import Refusal
 
 WORK = """
@@ -73,7 +75,7 @@ class Server:
     status: str = "dispatched"
     said: dict[int, Said] = field(default_factory=dict)
     usage: list[Any] = field(default_factory=list)
-    reports: list[Complete | Fail] = field(default_factory=list)
+    reports: list[Complete | Fail | Held] = field(default_factory=list)
     refusals: dict[str, deque[Refusal]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     at: Callable[[str], Awaitable[None]] = nothing
@@ -104,12 +106,12 @@ class Server:
                     assert self.said.setdefault(message.seq, message) == message
             case "usage":
                 self.usage = body.usage
-            case "complete" | "fail":
+            case "complete" | "fail" | "stopped":
                 self._end(name, body)
             case _:
                 pass
 
-    def _end(self, name: str, body: Complete | Fail) -> None:
+    def _end(self, name: str, body: Complete | Fail | Held) -> None:
         if self.reports:
             assert body == self.reports[0], "a replay says the same"
         else:
@@ -218,6 +220,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     server = Server(task.claim_token)
     with Outbox(tmp_path / "outbox.db") as outbox:
         shop = Workshop(
+            server="http://127.0.0.1:1",
             workspace_id=str(task.workspace_id),
             runs=tmp_path / "runs",
             link=cast(Link, server),
@@ -225,6 +228,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             repositories=desk.repositories,
             slots=Slots(2),
             leases=Leases(),
+            trust=Trust(math.inf),
             environment=desk.env,
         )
         bench = Bench(task, shop, server, tmp_path / "starts")
@@ -256,6 +260,13 @@ def assert_clean(bench: Bench) -> None:
     assert bench.shop.outbox.claims() == []
     assert not bench.kept.run_dir.exists()
     assert bench.shop.slots.free == 2
+
+
+def assert_stopped(bench: Bench) -> None:
+    """R7.1: all that is said of the end of a run that was to be stopped."""
+    (report,) = bench.server.reports
+    assert report == Held(claim_token=bench.server.token)
+    assert bench.server.status == "stopped"
 
 
 def failure(bench: Bench) -> Fail:
@@ -314,7 +325,8 @@ async def test_a_killed_daemon_stops_no_agent(bench: Bench, nursery: trio.Nurser
     await bench.wait_working()
     bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
     await bench.wait(lambda: bench.server.reports)
-    assert failure(bench).failure_reason == FailureReason.CANCELLED
+    assert_stopped(bench)
+    assert processes.marked(str(bench.task.id)) == []
     assert bench.times_started() == 1
 
 
@@ -459,6 +471,8 @@ async def test_a_result_that_is_refused_is_told_in_less_words(bench: Bench, refu
             assert (refusals, report.output, report.work_dir) == (1, "done", None)
         case Fail():
             assert (refusals, "refused the result" in report.error) == (2, True)
+        case Held():
+            pytest.fail("nobody stopped it")
     assert_clean(bench)
 
 
@@ -477,7 +491,7 @@ async def test_a_void_claim_ends_the_agent_and_bills_what_it_spent(
     assert await bench.run(None)
     assert processes.marked(str(bench.task.id)) == []
     assert [each.input_tokens for each in bench.server.usage] == [3]
-    assert bench.server.calls.index("usage") < bench.server.calls.index("fail")
+    assert bench.server.calls.index("usage") < bench.server.calls.index("stopped")
     assert_clean(bench)
 
 
@@ -569,7 +583,7 @@ async def test_a_run_stopped_while_it_is_prepared_never_starts(
     await trio.testing.wait_all_tasks_blocked()
     let_go.set()
     await bench.wait(lambda: bench.server.reports)
-    assert failure(bench).failure_reason == FailureReason.CANCELLED
+    assert_stopped(bench)
     assert bench.times_started() == 0
 
 

@@ -14,8 +14,9 @@ import trio
 
 from understudy.core.records import Message, Usage
 from understudy.daemon import reports
-from understudy.daemon.link import Link, LinkLost, LinkRefused
+from understudy.daemon.link import Link, LinkRefused
 from understudy.daemon.outbox import Report
+from understudy.daemon.session import LinkLost
 from understudy.wire import daemon as wire
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,14 @@ class Hold:
             await self._tell("session", body)
         except LinkRefused as refused:
             logger.warning("task %s: its session was not taken: %s", self._id, refused)
+
+    async def retire(self, session_id: str) -> None:
+        """Its CLI would not continue it: it is never to be offered again (R5.10)."""
+        body = wire.Session(claim_token=self._token, refused_session_id=session_id)
+        try:
+            await self._tell("session", body)
+        except LinkRefused as refused:
+            logger.warning("task %s: a dead session was not taken: %s", self._id, refused)
 
     async def bill(self, usage: list[Usage]) -> None:
         """Of a run that was cancelled too: its tokens were spent (R6.7)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from itertools import count
 from random import Random
@@ -27,20 +27,23 @@ from trio_websocket import (
 
 from understudy.config import DaemonConfig
 from understudy.core.struct import Struct
-from understudy.wire.daemon import CLAIM_LEASE, ClaimedTask, Heartbeats, HeartbeatsHeard
+from understudy.daemon.session import LinkLost, Session
+from understudy.wire.daemon import (
+    CLAIM_LEASE,
+    FENCED_REPORTS,
+    ClaimedTask,
+    Heartbeats,
+    HeartbeatsHeard,
+)
 from understudy.wire.errors import Refusal, RemoteProtocolError
 from understudy.wire.frames import (
-    Answer,
     Answers,
     Bye,
-    Call,
-    CallBook,
-    Credit,
-    CreditGranted,
+    Cancel,
+    Pinged,
+    RuntimesGone,
     TasksPushed,
-    batches,
     decode_from_server,
-    encode,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,11 +62,6 @@ RETRY_S: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
 PASSING: Final = frozenset({401, 403, 408, 429})
 """Beside 5xx. A key that is refused ends the daemon, by its link; no run fails for it."""
 MESSAGE_MAX: Final = 32 * 1024 * 1024
-OUTBOUND_MAX: Final = 256
-
-
-class LinkLost(Exception):
-    """The connection broke: the call may have been done, or not."""
 
 
 class LinkRefused(Exception):
@@ -87,6 +85,14 @@ class Host(Protocol):
 
     def take(self, tasks: list[ClaimedTask]) -> None: ...
 
+    def stop(self, task_ids: Sequence[UUID]) -> None:
+        """Somebody wants these runs stopped (R7.1); those it does not have are none of its own."""
+        ...
+
+    def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
+        """By runtime, from when it was asked on trio's clock: its work stays its own (R4.11)."""
+        ...
+
     def free_slots(self) -> int: ...
 
     def link_changed(self) -> None:
@@ -106,7 +112,7 @@ def dial(config: DaemonConfig) -> Dial:
     url = config.server.rstrip("/").replace("http", "ws", 1) + "/api/daemon/ws"
     headers = [
         ("Authorization", f"Bearer {config.token}"),
-        ("X-Client-Capabilities", CLAIM_LEASE),
+        ("X-Client-Capabilities", f"{CLAIM_LEASE}, {FENCED_REPORTS}"),
     ]
     return lambda: open_websocket_url(
         url, extra_headers=[(n.encode(), v.encode()) for n, v in headers],
@@ -169,7 +175,7 @@ class Link:
                 await self._register(session, host)
                 self._linked_at = trio.current_time()
                 nursery.start_soon(self._register_again, session, host)
-                await self._heartbeat_forever()
+                await self._heartbeat_forever(session, host)
             finally:
                 session.end()
                 self._set_session(None)
@@ -186,21 +192,32 @@ class Link:
         logger.info("linked; %s runtimes take tasks", len(self.runtime_ids))
 
     async def _register_again(self, session: Session, host: Host) -> None:
+        """Once for many reasons, and ever more slowly while they go on (R4.7)."""
+        times, registered_at = 0, -math.inf
         while True:
             await self._stale.wait()
+            is_calm = trio.current_time() - registered_at > RECONNECT_S_MAX
+            times = 0 if is_calm else times + 1
+            await trio.sleep(pause_s(times, self._dice.random()))
             await self._register(session, host)
+            registered_at = trio.current_time()
 
     def register_again(self) -> None:
         """What this machine offers has changed, or the server forgot it (R4.7)."""
         self._stale.set()
 
-    async def _heartbeat_forever(self) -> None:
+    async def _heartbeat_forever(self, session: Session, host: Host) -> None:
         """Liveness has its own task and deadline: no report or checkout delays it (R4.8)."""
         while True:
             await trio.sleep(self._heartbeat_s)
+            asked_at = trio.current_time()
             with _patiently("a heartbeat"):
                 heard = await self.call("heartbeats", Heartbeats(runtime_ids=self.runtime_ids))
             assert isinstance(heard, HeartbeatsHeard)
+            host.trusted(asked_at, heard.trust_s)
+            host.stop([each.task_id for each in heard.cancelled])
+            for ping in heard.pending_pings:
+                session.pong(ping)
             if heard.gone:
                 logger.warning("the server does not know %s of our runtimes", len(heard.gone))
                 self.register_again()
@@ -216,6 +233,13 @@ class Link:
                     session.taken += len(tasks)
                     host.take(tasks)
                     self.offer(host.free_slots())
+                case Cancel(payload=runs):
+                    host.stop([each.task_id for each in runs])
+                case RuntimesGone(payload=gone):
+                    logger.warning("the server knows %s of our runtimes no longer", len(gone))
+                    self.register_again()
+                case Pinged(payload=ping):
+                    session.pong(ping)
                 case Bye():
                     raise LinkLost("the server stops")
 
@@ -270,87 +294,6 @@ class Link:
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-@final
-class Session:
-    """One connection: who waits for which answer."""
-
-    def __init__(self, socket: WebSocketConnection) -> None:
-        self.socket = socket
-        self.is_registered = False
-        self._book = CallBook()
-        self._outbound, self._waiting = trio.open_memory_channel[Call | None](OUTBOUND_MAX)
-        self._answers: dict[int, tuple[trio.Event, list[object]]] = {}
-        self._credit = Credit(total=0)
-        self._is_told = True
-        self.taken = 0
-        """Tasks pushed over this connection, whatever became of them."""
-
-    def announce(self, runtime_ids: list[UUID], free: int) -> None:
-        """These take tasks; to say it again attaches a runtime that the server had lost."""
-        self._tell(Credit(total=self._total(free), runtime_ids=runtime_ids))
-
-    def offer(self, free: int) -> None:
-        """The total follows from what is free now, so no slot is ever counted twice or lost."""
-        if (total := self._total(free)) > self._credit.total:
-            self._tell(Credit(total=total, runtime_ids=self._credit.runtime_ids))
-
-    def _total(self, free: int) -> int:
-        return max(self._credit.total, self.taken + free)
-
-    def _tell(self, credit: Credit) -> None:
-        self._credit, self._is_told = credit, False
-        try:
-            self._outbound.send_nowait(None)
-        except (trio.WouldBlock, trio.ClosedResourceError):
-            pass  # Full: the credit goes with what is waiting. Closed: so is the connection.
-
-    async def call(self, name: str, body: Struct, subject: UUID | None) -> object:
-        call = self._book.call(name, body, subject)
-        answered = trio.Event()
-        box: list[object] = []
-        self._answers[call.id] = answered, box
-        try:
-            await self._outbound.send(call)
-            await answered.wait()
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            raise LinkLost("the connection broke") from None
-        finally:
-            self._answers.pop(call.id, None)
-        if not box:
-            raise LinkLost("the connection broke before the answer")
-        return box[0]
-
-    def settle(self, answer: Answer) -> None:
-        body = self._book.answered(answer)
-        if (waiter := self._answers.get(answer.id)) is not None:
-            waiter[1].append(body)
-            waiter[0].set()
-
-    async def send_frames(self) -> None:
-        """What has queued up while the last frame was sent travels together."""
-        async for first in self._waiting:
-            calls = [each for each in (first, *_queued(self._waiting)) if each is not None]
-            for batch in batches(calls):
-                await self.socket.send_message(encode(batch))
-            if not self._is_told:
-                self._is_told = True
-                await self.socket.send_message(encode(CreditGranted(payload=self._credit)))
-
-    def end(self) -> None:
-        """Whoever waits for an answer learns that none will come."""
-        self._outbound.close()
-        for answered, _ in self._answers.values():
-            answered.set()
-
-
-def _queued(waiting: trio.MemoryReceiveChannel[Call | None]) -> Iterator[Call | None]:
-    try:
-        while True:
-            yield waiting.receive_nowait()
-    except (trio.WouldBlock, trio.EndOfChannel):
-        return
 
 
 @contextmanager

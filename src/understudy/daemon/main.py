@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
+from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
 from understudy.supervisor import open_children, supervise
 from understudy.version import VERSION
@@ -71,6 +72,7 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
     for directory in (runs, work):
         directory.mkdir(mode=0o700, exist_ok=True)
     return Workshop(
+        server=config.server,
         workspace_id=config.workspace_id,
         runs=runs,
         link=link,
@@ -78,6 +80,7 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
         repositories=Repositories(work, Git(os.environ)),
         slots=Slots(config.tasks_max),
         leases=config.leases,
+        trust=Trust(trio.current_time() + config.leases.offline_after_s),
         environment={**os.environ, "PATH": config.search_path},
     )
 
@@ -165,13 +168,16 @@ class Daemon:
     # The link's host
 
     async def connected(self) -> list[UUID]:
+        asked_at = trio.current_time()
         answer = await self._shop.link.call("register", self._registration())
         assert isinstance(answer, Registered)
         self._shop.runtimes = {each.id: each.provider for each in answer.runtimes}
-        for task_id, verdict in answer.verdicts.items():
-            if verdict == "stop":
-                self._stop_run(UUID(task_id))
+        self.trusted(asked_at, answer.trust_s)
+        self.stop([UUID(task_id) for task_id, said in answer.verdicts.items() if said == "stop"])
         return [each.id for each in answer.runtimes if each.status == "online"]
+
+    def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
+        self._shop.trust.promise(asked_at, trust_s)
 
     def _registration(self) -> Register:
         return Register(
@@ -193,17 +199,21 @@ class Daemon:
         )
 
     def _inventory(self) -> Inventory:
-        """R6.2: what runs here, and what is finished and not acknowledged."""
+        """R6.2: what runs here, and what has ended, or is being ended, and is not acknowledged.
+
+        What may be elsewhere by now has been told to stop: its end is on its way (R4.11).
+        """
         finished = [
             HeldTask(task_id=UUID(task_id), claim_token=_token(token))
             for task_id, token in self._shop.outbox.claims()
         ]
         ended = {each.task_id for each in finished}
-        running = [
-            HeldTask(task_id=task.id, claim_token=task.claim_token)
-            for task in self._tasks()
-            if task.id not in ended
-        ]
+        running = list[HeldTask]()
+        for task in self._tasks():
+            if task.id not in ended:
+                held = HeldTask(task_id=task.id, claim_token=task.claim_token)
+                is_ending = self._shop.trust.may_be_elsewhere(task)
+                (finished if is_ending else running).append(held)
         return Inventory(running=running, finished=finished)
 
     def _tasks(self) -> list[ClaimedTask]:
@@ -250,9 +260,10 @@ class Daemon:
         self._shop.link.offer(self.free_slots())
         self.note_status()
 
-    def _stop_run(self, task_id: UUID) -> None:
-        """The server gave the task up: whatever the run reports next will be refused."""
-        self._tell_run(task_id, run.Stop(FailureReason.CANCELLED))
+    def stop(self, task_ids: Sequence[UUID]) -> None:
+        """Cancelled, or given up by the server (R7.1, R7.3)."""
+        for task_id in task_ids:
+            self._tell_run(task_id, run.Stop(FailureReason.CANCELLED))
 
     def _tell_run(self, task_id: UUID, message: run.Message) -> None:
         if (actor := self.runs.get(task_id)) is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
+import msgspec
+
 from understudy.core.failures import FailureReason
 from understudy.daemon.backends import command, scripted
-from understudy.daemon.backends.backend import Launch, RunSpec
+from understudy.daemon.backends.backend import Launch, ResumeRefused, RunSpec, Usage
 from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.briefs import LAST_RESORT, Brief
-from understudy.daemon.record import RunOrder
+from understudy.daemon.record import AFRESH, RunOrder
 from understudy.daemon.rundir import Spec
 from understudy.daemon.workshop import Workshop
 from understudy.daemon.workspace import Order, WorkDir
@@ -20,6 +23,10 @@ from understudy.wire.daemon import ClaimedTask
 
 OURS: Final = "UNDERSTUDY_"
 CEILING: Final = "GIT_CEILING_DIRECTORIES"
+HANDOVER: Final = (
+    "You have worked on this before, in a session that cannot be continued ({}). What was done then"
+    " is in your directory and in the comments on the issue: look there before you begin."
+)
 # These read no file by themselves: their instructions come before the prompt.
 PROGRAMS: Final = frozenset({command.PROVIDER, scripted.PROVIDER})
 
@@ -93,6 +100,22 @@ def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
     return RunOrder(task=task, spec=spec, branch=work.branch, base_commit=work.base_commit)
 
 
+def afresh(
+    order: RunOrder, refused: ResumeRefused, *, seq_first: int, spent: Iterable[Usage]
+) -> RunOrder:
+    """The same task in a session and a run directory of its own, with a hand-over note (R5.10)."""
+    spec = replace(
+        order.spec,
+        prompt=f"{order.spec.prompt}\n\n{HANDOVER.format(refused.error)}",
+        run_dir=f"{order.spec.run_dir}/{AFRESH}",
+        resume=None,
+        session_id=str(uuid4()),
+    )
+    return msgspec.structs.replace(
+        order, spec=spec, refused=refused.session_id, seq_first=seq_first, spent=tuple(spent)
+    )
+
+
 def _reads_brief(task: ClaimedTask, work: WorkDir) -> bool:
     """By itself. What has to be asked for may go unread, so it cannot be all that an agent gets."""
     return task.provider not in PROGRAMS and not _is_last_resort(work)
@@ -125,13 +148,16 @@ def _asked(task: ClaimedTask, work: WorkDir) -> Iterator[str]:
 
 
 def _environment(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> dict[str, str]:
-    """The machine's, without the daemon's own settings (R9.5), with the agent's and the task's."""
+    """The machine's, without the daemon's own settings, with the agent's and the task's: the key
+    is the agent's own, and dies with the claim (R9.5)."""
     issue = task.issue
     told = {
         "UNDERSTUDY_TASK": str(task.id),
         "UNDERSTUDY_ISSUE": issue.key if issue else "",
         "UNDERSTUDY_ISSUE_TITLE": issue.title if issue else "",
         "UNDERSTUDY_AGENT": task.agent.name,
+        "UNDERSTUDY_SERVER": workshop.server,
+        "UNDERSTUDY_TOKEN": task.auth_token or "",
     }
     inherited = workshop.environment.items()
     kept = {name: value for name, value in inherited if not name.startswith(OURS)}

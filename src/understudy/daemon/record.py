@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from understudy.core.struct import Struct
-from understudy.daemon.backends.backend import RunSpec
+from understudy.daemon.backends.backend import RunSpec, Usage
 from understudy.daemon.files import replace_file
 from understudy.daemon.rundir import sync_directory
 from understudy.wire.daemon import ClaimedTask
@@ -23,6 +23,8 @@ from understudy.wire.daemon import ClaimedTask
 FORMAT: Final = 1
 ORDER: Final = "order.json"
 HEARD: Final = "heard"
+AFRESH: Final = "afresh"
+"""Inside a run's directory, that of the second and last keeper of a task (R5.10)."""
 
 
 class UnreadableOrder(Exception):
@@ -37,6 +39,11 @@ class RunOrder(Struct):
     spec: RunSpec
     branch: str | None = None
     base_commit: str | None = None
+    refused: str | None = None
+    """The session that the CLI would not continue: this is the fresh start in its place (R5.10)."""
+    seq_first: int = 0
+    spent: tuple[Usage, ...] = ()
+    """What the try before it has told and cost."""
 
 
 def write_order(run_dir: Path, order: RunOrder) -> None:

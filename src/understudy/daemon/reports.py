@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
@@ -17,11 +16,15 @@ from understudy.daemon.kept import Kept
 from understudy.daemon.outbox import Report
 from understudy.daemon.record import RunOrder
 from understudy.daemon.rundir import Standing
-from understudy.wire.daemon import Complete, Fail
+from understudy.wire.daemon import ClaimedTask, Complete, Fail, Held
 
 STDERR_TAIL: Final = 4096
 OUTPUT_MAX: Final = 1_000_000
 DEGRADED_MAX: Final = 4_000
+RETRY_AFTER_S_MAX: Final = 366.0 * 86400
+
+Body = Complete | Fail | Held
+KINDS: Final[dict[str, type[Body]]] = {"complete": Complete, "fail": Fail, "stopped": Held}
 
 
 def exit_of(kept: Kept) -> Exit:
@@ -43,10 +46,16 @@ def stderr_tail(run_dir: Path) -> str:
 
 
 def judged(
-    order: RunOrder, verdict: Verdict, *, session_id: str | None, changes: Changes | None
+    order: RunOrder,
+    verdict: Verdict,
+    end: Exit,
+    *,
+    session_id: str | None,
+    changes: Changes | None,
+    now: float,
 ) -> Report:
-    """What goes into the outbox."""
-    token = order.task.claim_token
+    """What goes into the outbox. `now`: seconds since 1970, as the provider counts them."""
+    task, token, work_dir = order.task, order.task.claim_token, order.spec.work_dir
     match verdict:
         case Completed(output):
             complete = Complete(
@@ -55,55 +64,68 @@ def judged(
                 branch_name=order.branch,
                 changes=None if changes is None else msgspec.to_builtins(changes),
                 session_id=session_id,
-                work_dir=order.spec.work_dir,
+                work_dir=work_dir,
             )
-            return _report(order.task.id, token, "complete", complete)
+            return _report(task, "complete", complete)
+        case Failed(reason=FailureReason.CANCELLED) if end.why == FailureReason.CANCELLED:
+            return stopped(task)
         case Failed(reason=reason, error=error, is_session_safe=is_safe):
-            return failed(
-                order.task.id,
-                token,
-                reason,
-                error,
+            fail = Fail(
+                claim_token=token,
+                error=error[:OUTPUT_MAX],
+                failure_reason=reason,
                 session_id=session_id if is_safe else None,
-                work_dir=order.spec.work_dir,
+                work_dir=work_dir,
+                retry_after_s=_retry_after_s(verdict, now),
             )
-        case ResumeRefused(error=error):
-            return failed(order.task.id, token, FailureReason.AGENT_ERROR, error)
+            return _report(task, "fail", fail)
+        case ResumeRefused(session_id=refused, error=error):
+            # After a fresh start no session was resumed: whoever says this cannot be believed.
+            fail = Fail(
+                claim_token=token,
+                error=error[:OUTPUT_MAX],
+                failure_reason=FailureReason.AGENT_ERROR,
+                refused_session_id=refused,
+            )
+            return _report(task, "fail", fail)
 
 
-def failed(
-    task_id: UUID,
-    token: UUID | None,
-    reason: FailureReason,
-    error: str,
-    *,
-    session_id: str | None = None,
-    work_dir: str | None = None,
-) -> Report:
-    body = Fail(
-        claim_token=token,
-        error=error[:OUTPUT_MAX],
-        failure_reason=reason,
-        session_id=session_id,
-        work_dir=work_dir,
-    )
-    return _report(task_id, token, "fail", body)
+def _retry_after_s(failed: Failed, now: float) -> float | None:
+    if failed.resets_at is None:
+        return failed.retry_after_s
+    return min(max(0.0, failed.resets_at - now), RETRY_AFTER_S_MAX)
 
 
-def body_of(report: Report) -> Complete | Fail:
-    if report.kind == "complete":
-        return msgspec.json.decode(report.payload, type=Complete)
-    return msgspec.json.decode(report.payload, type=Fail)
+def failed(task: ClaimedTask, reason: FailureReason, error: str) -> Report:
+    token = task.claim_token
+    fail = Fail(claim_token=token, error=error[:OUTPUT_MAX], failure_reason=reason)
+    return _report(task, "fail", fail)
 
 
-def forms(report: Report) -> Iterator[tuple[str, Complete | Fail]]:
+def stopped(task: ClaimedTask) -> Report:
+    """Its process tree is gone, as the server asked for (R7.1)."""
+    return _report(task, "stopped", Held(claim_token=task.claim_token))
+
+
+def body_of(report: Report) -> Body:
+    body: Body = msgspec.json.decode(report.payload, type=KINDS[report.kind])
+    return body
+
+
+def forms(report: Report) -> Iterator[tuple[str, Body]]:
     """The verdict, and what to say should the server refuse it for good: less and less (R6.3)."""
     body = body_of(report)
     yield report.kind, body
-    yield report.kind, degraded(body)
-    if isinstance(body, Complete):
-        error = "the server refused the result of this run, which had succeeded"
-        yield "fail", Fail(claim_token=body.claim_token, error=error)
+    match body:
+        case Complete(claim_token=token):
+            yield report.kind, degraded(body)
+            error = "the server refused the result of this run, which had succeeded"
+            yield "fail", Fail(claim_token=token, error=error)
+        case Fail():
+            yield report.kind, degraded(body)
+        case Held(claim_token=token):
+            cancelled = FailureReason.CANCELLED
+            yield "fail", Fail(claim_token=token, error="stopped", failure_reason=cancelled)
 
 
 def degraded(body: Complete | Fail) -> Complete | Fail:
@@ -115,5 +137,5 @@ def degraded(body: Complete | Fail) -> Complete | Fail:
     return Fail(claim_token=body.claim_token, error=plain, failure_reason=FailureReason.UNKNOWN)
 
 
-def _report(task_id: UUID, token: UUID | None, kind: str, body: Complete | Fail) -> Report:
-    return Report(str(task_id), str(token), kind, msgspec.json.encode(body))
+def _report(task: ClaimedTask, kind: str, body: Body) -> Report:
+    return Report(str(task.id), str(task.claim_token), kind, msgspec.json.encode(body))

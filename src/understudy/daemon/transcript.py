@@ -63,10 +63,12 @@ def message_of(event: Event, seq: int) -> Message | None:
 class Transcript:
     """`send` must not return before the server has the batch; `heard` is the last seq it has."""
 
-    def __init__(self, send: Callable[[list[Message]], Awaitable[None]], heard: int) -> None:
+    def __init__(
+        self, send: Callable[[list[Message]], Awaitable[None]], heard: int, *, seq_first: int = 0
+    ) -> None:
         self._send = send
         self._heard = heard
-        self._next_seq = 0
+        self.seq_next = seq_first
         self._unsent: deque[tuple[Message, int]] = deque()
         self._unsent_bytes = 0
         self._tools: dict[str, str] = {}
@@ -75,11 +77,11 @@ class Transcript:
 
     async def add(self, events: Iterable[Event]) -> None:
         for event in events:
-            message = message_of(event, self._next_seq)
+            message = message_of(event, self.seq_next)
             if message is None:
                 continue
             message = self._named(message)
-            self._next_seq += 1
+            self.seq_next += 1
             if message.seq > self._heard:
                 self._append(*_bounded(message))
         self._tell()

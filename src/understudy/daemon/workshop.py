@@ -9,16 +9,19 @@ from uuid import UUID
 
 from understudy.core.leases import Leases
 from understudy.daemon.link import Link
-from understudy.daemon.outbox import Outbox
+from understudy.daemon.outbox import Outbox, Report
 from understudy.daemon.probe import Found
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.slots import Slots
+from understudy.daemon.trust import Trust
+from understudy.wire.daemon import ClaimedTask
 
 
 @dataclass
 class Workshop:
     """`found` and `runtimes` (id to provider) are what the last probe and registration said."""
 
+    server: str
     workspace_id: str
     runs: Path
     link: Link
@@ -26,6 +29,7 @@ class Workshop:
     repositories: Repositories
     slots: Slots
     leases: Leases
+    trust: Trust
     environment: Mapping[str, str]
     found: dict[str, Found] = field(default_factory=dict)
     runtimes: dict[UUID, str] = field(default_factory=dict)
@@ -34,3 +38,10 @@ class Workshop:
 
     def run_dir(self, task_id: UUID) -> Path:
         return self.runs / str(task_id)
+
+    def put(self, report: Report) -> None:
+        self.outbox.put(report)
+        self.changed()
+
+    def is_reported(self, task: ClaimedTask) -> bool:
+        return self.outbox.holds(str(task.id), str(task.claim_token))

@@ -170,12 +170,14 @@ class Completed:
 @dataclass(frozen=True)
 class Failed:
     """`is_session_safe` is false where this run showed that its session is spoilt, whatever the
-    reason's policy says; `resets_at` (epoch seconds) is when an exhausted quota returns."""
+    reason's policy says; `resets_at` (epoch seconds) is when an exhausted quota returns, and
+    `retry_after_s` how long an overloaded provider asks to be left alone (R5.2)."""
 
     reason: FailureReason
     error: str
     is_session_safe: bool = True
     resets_at: float | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def stopped(program: str, end: Exit) -> Failed | None:
         case Why.SPAWN_FAILED:
             error = f"{program} could not be started: {end.error}"
             return Failed(FailureReason.EXECUTABLE_MISSING, error)
+        case FailureReason.RUNTIME_OFFLINE:
+            error = f"{program} was stopped: its machine was cut off, and another may have the task"
+            return Failed(FailureReason.RUNTIME_OFFLINE, error)
         case slug:
             return Failed(reason(slug, FailureReason.UNKNOWN), f"{program} was stopped: {slug}")
 
