@@ -205,19 +205,27 @@ create index tasks_claimable on understudy.tasks (agent_id, rank, id) where stat
 -- Serves: expire, what has waited for too long.
 create index tasks_queued_since on understudy.tasks (queued_at) where status = 'queued';
 
--- Serves: promote, what is due; and plan_retry, how far the line of held-back retries reaches.
+-- Serves: promote, what is due.
 create index tasks_deferred on understudy.tasks (fire_at) where status = 'deferred';
 
--- Serves: claim, how many tasks an agent runs, and whether on this issue (R3.3).
-create index tasks_in_flight_of_agent on understudy.tasks (agent_id, issue_id)
-  where status in ('dispatched', 'running');
+-- Serves: plan_retry, how far the line of held-back retries reaches.
+create index tasks_held_back on understudy.tasks (workspace_id, fire_at)
+  where status = 'deferred' and deferred_for = 'storm';
+
+-- Serves: plan_retry, how many retries there were in the last minute.
+create index tasks_retried on understudy.tasks (workspace_id, created_at) where attempt > 1;
+
+-- Serves: claim, how many tasks an agent runs, and whether on this issue (R3.3); whether it is at an
+-- issue already; what a workspace has to do.
+create index tasks_active_of_agent on understudy.tasks (agent_id, status, issue_id)
+  where status in ('deferred', 'queued', 'dispatched', 'running');
 
 -- Serves: late results, the attempts that followed (R6.5).
 create index tasks_of_parent on understudy.tasks (parent_task_id) where parent_task_id is not null;
 
--- Serves: preflight requeue, recovery and the sweeps: what a runtime holds.
-create index tasks_in_flight_of_runtime on understudy.tasks (runtime_id, status)
-  where status in ('dispatched', 'running');
+-- Serves: preflight requeue, recovery and the sweeps: what a runtime holds, and what waits for it alone.
+create index tasks_active_of_runtime on understudy.tasks (runtime_id, status)
+  where runtime_id is not null and status in ('deferred', 'queued', 'dispatched', 'running');
 
 -- Serves: the runs of an issue, newest first.
 create index tasks_of_issue on understudy.tasks (issue_id, created_at desc);
@@ -604,7 +612,7 @@ begin
   update understudy.issues set status = p_status, updated_at = understudy.now()
     where id = p_issue returning * into it;
   outcome := 'assigned';
-  if was = 'backlog' and p_status = 'todo' and it.assignee_agent_id is not null then
+  if was = 'backlog' and p_status in ('todo', 'in_progress') and it.assignee_agent_id is not null then
     select * into agent from understudy.agents where id = it.assignee_agent_id and archived_at is null;
     if found and not understudy.is_at_it(it.id, agent.id) then
       select * into task from understudy.enqueue_task(p_task, it, agent, 'assign');
@@ -618,12 +626,12 @@ end $$;
 -- 7.2 Comments that call agents
 
 -- The agents that a text names: `@Name`, in any case, the longest name first, so that `@Nia Two` is
--- not a call for Nia.
+-- not a call for Nia. What stands in Markdown's code speaks to nobody.
 create function understudy.mentioned(p_workspace uuid, p_body text) returns setof understudy.agents
 language plpgsql stable as $$
 declare
   agent understudy.agents;
-  rest text := p_body;
+  rest text := regexp_replace(regexp_replace(p_body, '```.*?(```|$)', ' ', 'g'), '`[^`\n]*`', ' ', 'g');
   pattern text;
 begin
   if position('@' in rest) = 0 then
@@ -683,6 +691,14 @@ begin
   return called;
 end $$;
 
+-- The task of this (issue, agent) that can still be told something. Locked: a claim, which does not
+-- wait for it, would hand it over untold.
+create function understudy.lock_waiting(p_issue uuid, p_agent uuid) returns uuid language sql as $$
+  select t.id from understudy.tasks t
+    where t.issue_id = p_issue and t.agent_id = p_agent and t.status in ('deferred', 'queued')
+    order by t.id limit 1 for no key update
+$$;
+
 create function understudy.call_agent(
   c understudy.comments, it understudy.issues, agent understudy.agents, p_trigger text
 ) returns jsonb language plpgsql as $$
@@ -694,9 +710,8 @@ begin
   if hops > understudy.hops_max() then
     return jsonb_build_object('agent_id', agent.id, 'agent', agent.name, 'outcome', 'too_many_hops', 'task_id', null);
   end if;
-  select t.id into answering from understudy.tasks t
-    where t.issue_id = it.id and t.agent_id = agent.id and t.status in ('deferred', 'queued') limit 1;
-  if found then
+  answering := understudy.lock_waiting(it.id, agent.id);
+  if answering is not null then
     outcome := 'joined';
   elsif understudy.is_at_it(it.id, agent.id) then
     outcome := 'waiting';   -- What is dispatched has been told already: it would not hear of this.
@@ -711,32 +726,33 @@ begin
 end $$;
 
 -- At the end of a run: what was said to its agent meanwhile becomes one task, unless one waits that
--- can answer. Who cancels a run stops what waited for it, too.
+-- can answer, or another run is at work. Who cancels a run stops what waited for it by then, too.
 create function understudy.answer_calls(ended understudy.tasks) returns void language plpgsql as $$
 declare
   it understudy.issues;
   agent understudy.agents;
   newest understudy.calls;
-  answering uuid;
+  answering uuid := understudy.lock_waiting(ended.issue_id, ended.agent_id);
 begin
-  select * into newest from understudy.calls
-    where issue_id = ended.issue_id and agent_id = ended.agent_id and task_id is null
-    order by created_at desc, comment_id limit 1;
-  if not found then
-    return;
-  end if;
-  if ended.status = 'cancelled' then
-    answering := ended.id;
-  else
-    select t.id into answering from understudy.tasks t
-      where t.issue_id = ended.issue_id and t.agent_id = ended.agent_id and t.status in ('deferred', 'queued') limit 1;
-    if not found and not understudy.is_at_it(ended.issue_id, ended.agent_id) then
-      select * into it from understudy.issues where id = ended.issue_id;
-      select * into agent from understudy.agents where id = ended.agent_id and archived_at is null;
-      if found then
-        select t.id into answering from understudy.enqueue_task(
-          understudy.derived_id(ended.id, 'calls'), it, agent, 'mention', newest.comment_id, newest.hops) t;
-      end if;
+  if answering is null then
+    if understudy.is_at_it(ended.issue_id, ended.agent_id) then
+      return;
+    end if;
+    update understudy.calls set task_id = ended.id
+      where issue_id = ended.issue_id and agent_id = ended.agent_id and task_id is null
+        and case when ended.cancel_requested_at is not null then created_at < ended.cancel_requested_at
+                 else ended.status = 'cancelled' end;
+    select * into newest from understudy.calls
+      where issue_id = ended.issue_id and agent_id = ended.agent_id and task_id is null
+      order by created_at desc, comment_id limit 1;
+    if not found then
+      return;
+    end if;
+    select * into it from understudy.issues where id = ended.issue_id;
+    select * into agent from understudy.agents where id = ended.agent_id and archived_at is null;
+    if found then
+      select t.id into answering from understudy.enqueue_task(
+        understudy.derived_id(ended.id, 'calls'), it, agent, 'mention', newest.comment_id, newest.hops) t;
     end if;
   end if;
   update understudy.calls set task_id = answering
@@ -828,6 +844,46 @@ begin
     perform understudy.note_agents(given_back);
   end if;
   return query select * from unnest(claimed);
+end $$;
+
+-- What the runs of these claims need beside the task (R5.9, R10.2). A function of its own: the
+-- statement that claims sees nothing of what was committed while it waited for the agents, be it an
+-- issue or a comment that the task was told.
+create function understudy.brief_claims(p_claimed understudy.tasks[], p_unsafe text[]) returns table (
+  task understudy.tasks, agent understudy.agents, issue understudy.issues, key text, repository text,
+  prior_session_id text, prior_work_dir text, told text
+) language plpgsql as $$
+begin
+  return query
+  select c, a, i, w.issue_prefix || '-' || i.number, coalesce(i.repository, w.repository),
+         prior.session_id, prior.work_dir, called.content
+  from unnest(p_claimed) c
+  join understudy.agents a on a.id = c.agent_id
+  join understudy.workspaces w on w.id = c.workspace_id
+  left join understudy.issues i on i.id = c.issue_id
+  left join lateral (
+    -- What the newest run of this agent on this issue left behind, on the machine that has it.
+    select p.work_dir, case when not c.is_fresh
+             and coalesce(p.failure_reason, '') <> all (p_unsafe)
+             and not exists (select from understudy.refused_sessions r
+                             where r.workspace_id = p.workspace_id and r.session_id = p.session_id)
+           then p.session_id end as session_id
+    from (
+      select * from understudy.tasks t
+      where t.issue_id = c.issue_id and t.agent_id = c.agent_id
+        and t.status in ('completed', 'failed') and t.started_at is not null
+      order by t.created_at desc, t.id limit 1
+    ) p where p.runtime_id = c.runtime_id
+  ) prior on true
+  left join lateral (
+    select string_agg(coalesce(u.name, au.name, 'somebody') || ': ' || m.body, E'\n\n'
+                      order by m.created_at, m.id) as content
+    from understudy.calls l join understudy.comments m on m.id = l.comment_id
+    left join understudy.users u on u.id = m.author_user_id
+    left join understudy.agents au on au.id = m.author_agent_id
+    where l.task_id = c.id
+  ) called on true
+  order by c.rank, c.id;
 end $$;
 
 -- What a refused move met: the newest row, and what that means for the one who asked.
@@ -964,8 +1020,9 @@ begin
   select max(d.fire_at) into line_ends_at from understudy.tasks d
     where d.workspace_id = it.workspace_id and d.status = 'deferred' and d.deferred_for = 'storm';
   if line_ends_at is not null or 20 <= (
-      select count(*) from understudy.tasks r where r.workspace_id = it.workspace_id and r.attempt > 1
-        and r.created_at > understudy.now() - interval '1 minute') then
+      select count(*) from (
+        select from understudy.tasks r where r.workspace_id = it.workspace_id and r.attempt > 1
+          and r.created_at > understudy.now() - interval '1 minute' limit 20) recent) then
     line_ends_at := greatest(line_ends_at, understudy.now()) + interval '3 seconds';
     if line_ends_at > fire_at then
       fire_at := line_ends_at;
@@ -1018,7 +1075,8 @@ begin
     failed.retry_task_id, failed.workspace_id, failed.issue_id, failed.agent_id, a.runtime_id, a.provider,
     case when is_due then 'queued' else 'deferred' end, case when is_due then 'enqueue' else 'defer' end,
     failed.trigger, failed.trigger_comment_id, failed.priority, failed.rank, failed.attempt + 1,
-    greatest(failed.max_attempts, failed.attempt + 1), failed.id, failed.is_fresh or not policy.resume, failed.hops,
+    greatest(failed.max_attempts, failed.attempt + 1), failed.id,
+    not policy.resume or (failed.is_fresh and failed.session_id is null), failed.hops,
     failed.host_crashes + (failed.move = 'orphan' and failed.started_at is not null)::int, failed.context,
     case when not is_due then p_fire_at end, case when not is_due then p_waits_for end,
     case when policy.resume then failed.session_id end, case when policy.resume then failed.work_dir end
@@ -1093,6 +1151,7 @@ begin
   select * into task from understudy.tasks
     where id = p_task and workspace_id = p_workspace and status = 'failed' and result is null
       and failure_reason in ('timeout', 'runtime_offline', 'runtime_recovery')
+      and move in ('time_out', 'lose', 'orphan')   -- Not by its own report: that one would be replayed.
       and started_at is not null and claim_token is not distinct from p_token
     for no key update;
   if not found then
@@ -1117,7 +1176,9 @@ begin
         where id = heir.id;
       agents := agents || heir.agent_id;
     end if;
-    update understudy.calls set task_id = p_task where task_id = heir.id;
+    -- What was said before this one was claimed it has heard; the rest is still to be answered.
+    update understudy.calls set task_id = case when created_at < task.dispatched_at then p_task end
+      where task_id = heir.id;
   end loop;
   update understudy.tasks
     set status = 'completed', move = 'complete_late', result = p_result, completed_at = understudy.now(),
@@ -1148,7 +1209,7 @@ begin
   end if;
   perform understudy.refuse_session(task.id, p_refused_session);
   task := understudy.end_failed(
-    task, 'fail', p_reason, p_error, p_session, p_work_dir, p_retry_after_s, p_jitter);
+    task, 'fail', p_reason, p_error, nullif(p_session, p_refused_session), p_work_dir, p_retry_after_s, p_jitter);
   if task.failure_reason = 'quota_exhausted' then
     -- The others of this runtime would spend a run each to find out the same (R5.2).
     update understudy.runtimes
@@ -1191,7 +1252,7 @@ begin
   end if;
   done := understudy.cancel_row(task, p_by);
   outcome := done.outcome; task := done.task;
-  if task.dispatched_at is not null then
+  if outcome = 'moved' and task.dispatched_at is not null then
     perform understudy.note_agents(array[task.agent_id]);
   end if;
   return next;
@@ -1231,7 +1292,7 @@ begin
             and t.status in ('deferred', 'queued', 'dispatched', 'running') order by t.id for no key update loop
     done := understudy.cancel_row(it, p_by);
     outcome := done.outcome; task := done.task;
-    agents := agents || it.agent_id;
+    agents := agents || case when it.status = 'dispatched' then it.agent_id end;
     return next;
   end loop;
   perform understudy.note_agents(agents);
@@ -1310,10 +1371,15 @@ begin
   end if;
   return next;
   return query select outcomes[i], cancelled[i] from generate_subscripts(outcomes, 1) as i;
-  update understudy.runtimes r set quota_resets_at = null
+  with spent as materialized (
+    select r.id from understudy.runtimes r
     where r.workspace_id = p_workspace and r.provider = agent.provider and r.quota_resets_at is not null
-      and (agent.runtime_id is null or r.id = agent.runtime_id);
-  perform understudy.note_agents(array[agent.id]);
+      and (agent.runtime_id is null or r.id = agent.runtime_id)
+    order by r.id for no key update
+  ) update understudy.runtimes r set quota_resets_at = null from spent where r.id = spent.id;
+  if exists (select from unnest(cancelled) where status = 'cancelled' and dispatched_at is not null) then
+    perform understudy.note_agents(array[agent.id]);
+  end if;
 end $$;
 
 
@@ -1408,10 +1474,11 @@ begin
   perform understudy.note_agents(agents);
 end $$;
 
--- R4.10: wall clocks, for owners that no longer prove to live. And cancellations that no machine
+-- R4.10: wall clocks, for owners that no longer prove to live; `p_silent` is how long a runtime must
+-- have been offline, so that its daemon has stopped what may be taken over (R4.11). And cancellations that no machine
 -- confirmed in time.
 create function understudy.time_out_tasks(
-  p_dispatched interval, p_running interval, p_unconfirmed interval, p_max int, p_jitter float8
+  p_dispatched interval, p_running interval, p_silent interval, p_unconfirmed interval, p_max int, p_jitter float8
 ) returns setof understudy.tasks language plpgsql as $$
 declare
   it understudy.tasks;
@@ -1425,7 +1492,7 @@ begin
               (t.status = 'dispatched' and t.dispatched_at <= understudy.now() - p_dispatched
                 and t.claim_expires_at <= understudy.now())
               or (t.status = 'running' and t.started_at <= understudy.now() - p_running
-                and r.status = 'offline' and r.node_id is null)
+                and r.status = 'offline' and r.node_id is null and r.offline_since <= understudy.now() - p_silent)
               or t.cancel_requested_at <= understudy.now() - p_unconfirmed)
             order by t.issue_id, t.id limit p_max loop
     it := understudy.lock_seen(it);
@@ -1529,9 +1596,8 @@ begin
     where r.status = 'offline' and r.node_id is null and r.retired_at is null
       and r.offline_since <= understudy.now() - p_age
       and not exists (select from understudy.agents a where a.runtime_id = r.id and a.archived_at is null)
-      and not exists (select from understudy.tasks t where t.runtime_id = r.id and t.status in ('dispatched', 'running'))
-      and not exists (select from understudy.agents a join understudy.tasks t on t.agent_id = a.id and t.status in ('deferred', 'queued')
-                      where a.workspace_id = r.workspace_id and t.runtime_id = r.id)
+      and not exists (select from understudy.tasks t where t.runtime_id = r.id
+                      and t.status in ('deferred', 'queued', 'dispatched', 'running'))
     order by r.offline_since limit p_max for no key update skip locked
   ) update understudy.runtimes r set retired_at = understudy.now()
       from forgotten where r.id = forgotten.id returning r.*;

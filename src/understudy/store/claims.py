@@ -20,40 +20,13 @@ UNSAFE: Final = [str(reason) for reason, policy in POLICIES.items() if not polic
 """After these no session is continued (R5.1)."""
 
 CLAIM: Final = """
-    select c.*, a.name as agent_name, a.instructions, a.custom_env, a.custom_args, a.mcp_config,
-           a.model, a.runtime_id is null as is_movable,
-           i.title, i.description, w.issue_prefix || '-' || i.number as key,
-           coalesce(i.repository, w.repository) as repository,
-           prior.session_id as prior_session_id, prior.work_dir as prior_work_dir,
-           called.content as trigger_comment_content
-    from understudy.claim_tasks($1, $2, $3, $4) c
-    join understudy.agents a on a.id = c.agent_id
-    join understudy.workspaces w on w.id = c.workspace_id
-    left join understudy.issues i on i.id = c.issue_id
-    left join lateral (
-      -- R5.9: what the agent's newest run on the issue left behind, on the machine that has it.
-      select p.work_dir, case when not c.is_fresh
-               and coalesce(p.failure_reason, '') <> all ($5)
-               and not exists (select from understudy.refused_sessions r
-                               where r.workspace_id = p.workspace_id
-                                 and r.session_id = p.session_id)
-             then p.session_id end as session_id
-      from (
-        select * from understudy.tasks t
-        where t.issue_id = c.issue_id and t.agent_id = c.agent_id
-          and t.status in ('completed', 'failed') and t.started_at is not null
-        order by t.created_at desc, t.id limit 1
-      ) p where p.runtime_id = c.runtime_id
-    ) prior on true
-    left join lateral (
-      select string_agg(coalesce(u.name, au.name, 'somebody') || ': ' || m.body, E'\n\n'
-                        order by m.created_at, m.id) as content
-      from understudy.calls l join understudy.comments m on m.id = l.comment_id
-      left join understudy.users u on u.id = m.author_user_id
-      left join understudy.agents au on au.id = m.author_agent_id
-      where l.task_id = c.id
-    ) called on true
-    order by c.rank, c.id
+    select (b.task).*, (b.agent).name as agent_name, (b.agent).instructions,
+           (b.agent).custom_env, (b.agent).custom_args, (b.agent).mcp_config, (b.agent).model,
+           (b.agent).runtime_id is null as is_movable,
+           (b.issue).title, (b.issue).description, b.key, b.repository,
+           b.prior_session_id, b.prior_work_dir, b.told as trigger_comment_content
+    from understudy.brief_claims(
+      array(select c from understudy.claim_tasks($1, $2, $3, $4) c), $5) b
 """
 
 
