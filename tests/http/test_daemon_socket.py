@@ -67,7 +67,7 @@ class Daemon:
                 self._answers += answers
             case TasksPushed(payload=tasks):
                 self.pushed += tasks
-            case Bye():
+            case _:
                 pass
 
     async def register(self, *providers: str, daemon_id: str = "laptop-1") -> list[UUID]:
@@ -120,7 +120,7 @@ async def test_a_call_over_the_socket_is_answered_as_over_http(node: Node) -> No
     async with connected(node) as daemon:
         (runtime_id,) = await daemon.register()
         heard = await daemon.ask("heartbeats", wire.Heartbeats(runtime_ids=[runtime_id]))
-        assert heard == wire.HeartbeatsHeard(gone=[])
+        assert heard.gone == []
         await queue(node, "Asked for")
         claimed = await daemon.ask("claim", wire.Nothing(), runtime_id)
         task = claimed.task
@@ -313,3 +313,43 @@ async def test_a_thousand_calls_at_once_are_all_answered(node: Node) -> None:
             await daemon.socket.send_message(encode(Calls(payload=calls[first : first + 100])))
         for call in calls:
             assert (await daemon.answer_to(call)).refusal is None
+
+
+async def test_a_compatible_daemon_beats_over_the_socket_and_hears_that_there_is_work(
+    node: Node,
+) -> None:
+    """Spec section 12: it grants no credit; it is told to claim."""
+    body = {
+        "workspace_id": str(node.workspace.id),
+        "daemon_id": "old",
+        "runtimes": [{"type": "scripted"}],
+    }
+    registered = await node.machine.post("/api/daemon/register", json=body)
+    runtime_id = registered.json()["runtimes"][0]["id"]
+    async with connected(node) as daemon:
+        await daemon.socket.send_message(
+            f'{{"type": "daemon:heartbeat", "payload": {{"runtime_id": "{runtime_id}"}}}}'
+        )
+        assert await frame(daemon, "daemon:heartbeat_ack") == {
+            "runtime_id": runtime_id,
+            "status": "ok",
+            "runtime_gone": False,
+            "server_capabilities": ["claim-lease", "fenced-reports"],
+        }
+        await frame(daemon, "daemon:task_available")
+        await queue(node, "Old")
+        assert (await frame(daemon, "daemon:task_available"))["runtime_id"] == runtime_id
+        claim = await node.machine.post(f"/api/daemon/runtimes/{runtime_id}/tasks/claim")
+        assert claim.json()["task"]
+        await daemon.socket.send_message(
+            '{"type": "daemon:heartbeat", "payload": {"runtime_id": "nonsense"}}'
+        )
+        assert (await frame(daemon, "daemon:heartbeat_ack"))["runtime_gone"]
+
+
+async def frame(daemon: Daemon, kind: str) -> Any:
+    """The next one of this kind."""
+    with trio.fail_after(30):
+        while (found := msgspec.json.decode(await daemon.socket.get_message()))["type"] != kind:
+            pass
+    return found["payload"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.wire.daemon import CALLS, Acknowledged, Claimed, Heartbeats, Nothing
+from understudy.wire.daemon import CALLS, Claimed, HeartbeatHeard, Heartbeats, Nothing
 from understudy.wire.errors import Refusal, RemoteProtocolError
 from understudy.wire.frames import (
     CALLS_MAX,
@@ -65,7 +65,7 @@ def test_each_answer_finds_its_call_and_its_shape() -> None:
     beat = book.call("heartbeat", Nothing())
     assert claim.id != beat.id
     told = book.answered(Answer(id=beat.id, body=msgspec.Raw(b'{"status":"ok"}')))
-    assert told == Acknowledged()
+    assert told == HeartbeatHeard()
     assert book.answered(Answer(id=claim.id, body=msgspec.Raw(b'{"task":null}'))) == Claimed(
         task=None
     )

@@ -24,9 +24,12 @@ class Link:
         self._reserved = 0
         self._settled = trio.Event()
         self.is_open = True
+        self.is_credited = False
+        """A daemon that grants no credit is told that there may be work, and claims it."""
 
     def grant(self, total: int) -> None:
         """The daemon's word: slots granted since the link was opened. It never falls."""
+        self.is_credited = True
         self._granted = max(self._granted, total)
 
     async def reserve(self, slots_max: int) -> int:

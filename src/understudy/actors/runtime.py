@@ -25,6 +25,7 @@ from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.tasks import Fence
 from understudy.wire.daemon import ClaimedTask
+from understudy.wire.frames import Available, TaskAvailable
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +201,9 @@ class RuntimeActor(Actor[Message]):
     async def _push(self) -> None:
         """Claim for the link as long as it has room and there is work."""
         self._polled_at = trio.current_time()
+        if (link := self._presence.link) and not link.is_credited:
+            link.push(TaskAvailable(payload=Available(runtime_id=self._id)))
+            return
         while (link := self._presence.link) and (slots := await link.reserve(BATCH_MAX)):
             found = list[ClaimedTask]()
             try:

@@ -38,7 +38,9 @@ def given_up_at(situation: Situation, leases: Leases) -> datetime:
     if situation.task.status is Status.DISPATCHED:
         return min(lost_at, unclaimed_at(situation, leases))
     assert situation.task.started_at is not None
-    return min(lost_at, situation.task.started_at + timedelta(seconds=leases.running_max_s))
+    too_long_at = situation.task.started_at + timedelta(seconds=leases.running_max_s)
+    silent_at = offline_since + timedelta(seconds=leases.takeover_grace_s)
+    return min(lost_at, max(too_long_at, silent_at))
 
 
 def unclaimed_at(situation: Situation, leases: Leases) -> datetime:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import trio
+from msgspec import UNSET
 
 from understudy.actors import task as task_actor
 from understudy.actors.cast import Cast
@@ -163,7 +164,7 @@ class Desk:
         runtime_id = parse_id(request.runtime_id.strip(), "runtime_id")
         if not await self._hear(machine, runtime_id):
             raise not_found("runtime")
-        return wire.HeartbeatHeard(pending_ping=next(iter(self._pings([runtime_id])), None))
+        return wire.HeartbeatHeard(pending_ping=next(iter(self._pings([runtime_id])), UNSET))
 
     async def _heartbeats(
         self, machine: Machine, _: UUID, request: wire.Heartbeats
@@ -194,6 +195,14 @@ class Desk:
             raise not_found("runtime")
         if (presence := self._cast.presence(runtime_id)) is not None:
             presence.ponged(request.ping_id, trio.current_time())
+
+    async def beat(self, machine: Machine, runtime_id: str) -> UUID | None:
+        """The compatible heartbeat over the websocket: the runtime, if there is one (R4.7)."""
+        try:
+            identity = UUID(runtime_id.strip())
+        except ValueError:
+            return None
+        return identity if await self._hear(machine, identity) else None
 
     async def _hear(self, machine: Machine, runtime_id: UUID) -> bool:
         if self._cast.workspace_of(runtime_id) == machine.workspace_id:

@@ -17,12 +17,15 @@ from understudy.http.calls import Desk
 from understudy.http.errors import refusal_of, refuse
 from understudy.http.site import Site
 from understudy.store.errors import DatabaseUnavailable
-from understudy.wire.daemon import Registered
+from understudy.wire.daemon import CLAIM_LEASE, FENCED_REPORTS, Registered
 from understudy.wire.errors import Refused, RemoteProtocolError
 from understudy.wire.frames import (
     CALLS_MAX,
     Answer,
     Answers,
+    Beaten,
+    BeatHeard,
+    Beating,
     Bye,
     Call,
     Calls,
@@ -105,6 +108,8 @@ class Conversation:
                         nursery.start_soon(self._answer, call)
                 case CreditGranted(payload=credit):
                     await self._take_credit(credit)
+                case Beating(payload=beat):
+                    await self._answer_beat(beat.runtime_id)
 
     async def _answer(self, call: Call) -> None:
         """Calls of one frame run side by side; a daemon that needs order awaits each answer."""
@@ -118,6 +123,21 @@ class Conversation:
         finally:
             self._room.release()
         self._link.push(Answers(payload=[answer]))
+
+    async def _answer_beat(self, runtime_id: str) -> None:
+        try:
+            found = await self._desk.beat(self._machine, runtime_id)
+            if found is not None and found not in self._runtimes:
+                self._runtimes.add(found)
+                await self._site.cast.attach(found, self._link)
+        except (ActorGone, DatabaseUnavailable):
+            return  # Unanswered, it comes again.
+        heard = Beaten(
+            runtime_id=runtime_id,
+            runtime_gone=found is None,
+            server_capabilities=[CLAIM_LEASE, FENCED_REPORTS],
+        )
+        self._link.push(BeatHeard(payload=heard))
 
     async def _take_credit(self, credit: Credit) -> None:
         self._link.grant(credit.total)

@@ -59,6 +59,7 @@ async def time_out(database: Database, leases: Leases) -> list[Task]:
         "time_out_tasks",
         timedelta(seconds=leases.dispatched_max_s),
         timedelta(seconds=leases.running_max_s),
+        timedelta(seconds=leases.takeover_grace_s),
         timedelta(seconds=leases.cancel_unconfirmed_s),
         BATCH_MAX,
         database.dice.random(),

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from understudy.core.failures import FailureReason
 from understudy.core.records import Indexed, Message, Task, Usage
@@ -111,11 +111,11 @@ class Heartbeats(Request):
     runtime_ids: list[UUID]
 
 
-class HeartbeatHeard(Struct, omit_defaults=True):
+class HeartbeatHeard(Struct):
     """`pending_ping`: a person waits for a sign (R4.12); `pong` answers."""
 
     status: str = "ok"
-    pending_ping: Ping | None = None
+    pending_ping: Ping | UnsetType = UNSET
 
 
 class HeartbeatsHeard(Struct):

@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from understudy.core.struct import Struct
-from understudy.wire.daemon import CALLS, ClaimedTask, HeldTask, Ping
+from understudy.wire.daemon import CALLS, ClaimedTask, HeldTask, Ping, Request
 from understudy.wire.errors import Refusal, RemoteProtocolError
 
 CALLS_MAX: Final = 100
@@ -58,7 +58,39 @@ class CreditGranted(Struct, tag_field="type", tag="credit"):
     payload: Credit
 
 
+class Beat(Request):
+    runtime_id: str = ""
+
+
+class Beating(Struct, tag_field="type", tag="daemon:heartbeat"):
+    """A compatible daemon, for one runtime; it hears of tasks (`TaskAvailable`) and claims them."""
+
+    payload: Beat
+
+
 # From the server.
+
+
+class Beaten(Struct):
+    runtime_id: str
+    status: str = "ok"
+    runtime_gone: bool = False
+    server_capabilities: list[str] = []
+
+
+class BeatHeard(Struct, tag_field="type", tag="daemon:heartbeat_ack"):
+    payload: Beaten
+
+
+class Available(Struct, omit_defaults=True):
+    runtime_id: UUID
+    task_id: UUID | None = None
+
+
+class TaskAvailable(Struct, tag_field="type", tag="daemon:task_available"):
+    """A hint, for a daemon that grants no credit: claim."""
+
+    payload: Available
 
 
 class Answers(Struct, tag_field="type", tag="answers"):
@@ -89,8 +121,10 @@ class Bye(Struct, tag_field="type", tag="bye"):
     """The server stops; the daemon connects again, with jitter."""
 
 
-FromDaemon = Calls | CreditGranted
-FromServer = Answers | TasksPushed | Cancel | RuntimesGone | Pinged | Bye
+FromDaemon = Calls | CreditGranted | Beating
+FromServer = (
+    Answers | TasksPushed | Cancel | RuntimesGone | Pinged | BeatHeard | TaskAvailable | Bye
+)
 
 _encoder = msgspec.json.Encoder()
 _from_daemon = msgspec.json.Decoder(FromDaemon)
