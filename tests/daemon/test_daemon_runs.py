@@ -19,12 +19,13 @@ from understudy.core.tree import Branch
 from understudy.daemon.link import Link
 from understudy.daemon.main import Daemon, run_daemon
 from understudy.daemon.outbox import Outbox, Report
+from understudy.daemon.record import ORDER
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import STATUS, DaemonStatus, read_status
-from understudy.daemon.trust import Trust
+from understudy.daemon.trust import MARGIN_S, Trust
 from understudy.daemon.workshop import Workshop
 from understudy.testing.desk import Desk
-from understudy.wire.daemon import ClaimedTask
+from understudy.wire.daemon import ClaimedTask, Registered, RegisteredRuntime
 
 
 @dataclass
@@ -37,10 +38,20 @@ class StillLink:
     async def deliver(self, name: str, body: object, subject: uuid.UUID) -> None:
         await trio.sleep_forever()
 
-    call = deliver
+    async def call(self, name: str, body: object, subject: uuid.UUID | None = None) -> Any:
+        await trio.sleep_forever()
 
     def offer(self, free: int) -> None:
         self.offers.append(free)
+
+
+@dataclass
+class RegisteringLink(StillLink):
+    answer: Registered = field(default_factory=lambda: Registered(runtimes=[]))
+
+    async def call(self, name: str, body: object, subject: uuid.UUID | None = None) -> Any:
+        await trio.lowlevel.checkpoint()
+        return self.answer
 
 
 def pushed(desk: Desk) -> ClaimedTask:
@@ -133,6 +144,67 @@ async def test_a_report_that_waits_is_finished_and_not_running(
     assert machine.inventory() == (set(), {(task, token)})
     assert machine.status().reports_waiting == 1
     assert machine.shop.slots.holds(task)
+
+
+async def test_a_run_whose_order_cannot_be_read_is_on_no_list(
+    machine: Machine, nursery: trio.Nursery
+) -> None:
+    """R6.2: so the server gives it up; one that is gone is on none either."""
+    await nursery.start(machine.daemon.keep_runs, Branch("daemon"))
+    unreadable = machine.path / "runs" / str(uuid.uuid4())
+    unreadable.mkdir()
+    (unreadable / ORDER).write_text("{")
+    (machine.path / "runs" / str(uuid.uuid4())).mkdir()
+    assert machine.inventory() == (set(), set())
+
+
+async def test_what_may_be_elsewhere_by_now_is_not_said_to_run_here(
+    machine: Machine, nursery: trio.Nursery
+) -> None:
+    """R4.11: it has been told to stop, and its end is on its way."""
+    await nursery.start(machine.daemon.keep_runs, Branch("daemon"))
+    runtime = uuid.uuid4()
+    movable = msgspec.structs.replace(pushed(machine.desk), runtime_id=runtime, is_movable=True)
+    pinned = msgspec.structs.replace(pushed(machine.desk), runtime_id=runtime)
+    machine.daemon.take([movable, pinned])
+    both = {(movable.id, movable.claim_token), (pinned.id, pinned.claim_token)}
+    assert machine.inventory() == (both, set())
+    machine.daemon.trusted(trio.current_time(), {runtime: 0.0})
+    assert machine.inventory() == (
+        {(pinned.id, pinned.claim_token)},
+        {(movable.id, movable.claim_token)},
+    )
+
+
+async def test_a_registration_renews_trust_and_stops_what_is_no_longer_ours(
+    machine: Machine, nursery: trio.Nursery
+) -> None:
+    """R4.11, R7.3"""
+    await nursery.start(machine.daemon.keep_runs, Branch("daemon"))
+    kept, lost, runtime = pushed(machine.desk), pushed(machine.desk), uuid.uuid4()
+    machine.daemon.take([kept, lost])
+    machine.shop.link = cast(
+        Link,
+        RegisteringLink(
+            answer=Registered(
+                runtimes=[
+                    RegisteredRuntime(id=runtime, name="", provider="command", status="online")
+                ],
+                verdicts={str(kept.id): "keep", str(lost.id): "stop"},
+                trust_s={runtime: 90.0},
+            )
+        ),
+    )
+    asked_at = trio.current_time()
+    with trio.fail_after(30):
+        while machine.daemon.runs.get(lost.id) is None:  # noqa: ASYNC110  It is on its way.
+            await trio.sleep(0.01)
+        assert await machine.daemon.connected() == [runtime]
+        assert machine.shop.trust.until(runtime) >= asked_at + 90.0 - MARGIN_S
+        while not machine.shop.outbox.claims():  # noqa: ASYNC110  A file.
+            await trio.sleep(0.01)
+    assert machine.shop.outbox.claims() == [(str(lost.id), str(lost.claim_token))]
+    assert machine.shop.outbox.pending()[0].kind == "stopped"
 
 
 async def test_what_is_not_a_run_does_not_keep_a_daemon_from_starting(

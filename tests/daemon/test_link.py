@@ -30,6 +30,7 @@ from trio_websocket import (
 from understudy.config import DaemonConfig
 from understudy.core.restarts import CannotStart
 from understudy.core.tree import Branch
+from understudy.daemon import link as link_module
 from understudy.daemon import session as session_module
 from understudy.daemon.link import DISCONNECT_S, Link, LinkRefused, pause_s
 from understudy.daemon.main import run_daemon
@@ -42,7 +43,10 @@ from understudy.wire.daemon import (
     Acknowledged,
     ClaimedTask,
     HeartbeatsHeard,
+    HeldTask,
     Messages,
+    Ping,
+    Pong,
     Register,
     Registered,
 )
@@ -55,8 +59,11 @@ from understudy.wire.frames import (
     Bye,
     Call,
     Calls,
+    Cancel,
     CreditGranted,
     FromServer,
+    Pinged,
+    RuntimesGone,
     TasksPushed,
     batches,
     decode_from_daemon,
@@ -78,6 +85,12 @@ class Cut:
 
 
 @dataclass
+class Slowly:
+    seconds: float
+    answer: object
+
+
+@dataclass
 class Board:
     """What a test wants answered, in order; after that each call is done."""
 
@@ -85,6 +98,7 @@ class Board:
     script: dict[str, deque[object]] = field(default_factory=dict)
     calls: list[tuple[float, str]] = field(default_factory=list)
     credits: list[int] = field(default_factory=list)
+    pongs: list[tuple[UUID | None, UUID]] = field(default_factory=list)
     sockets: list[WebSocketConnection] = field(default_factory=list)
     streams: list[MemoryStream] = field(default_factory=list)
     changed: trio.Event = field(default_factory=trio.Event)
@@ -136,7 +150,7 @@ class Board:
         frame = decode_from_daemon(text)
         if isinstance(frame, CreditGranted):
             self.credits.append(frame.payload.total)
-        else:
+        elif isinstance(frame, Calls):
             for call in frame.payload:
                 await self._answer(socket, call)
         self.changed.set()
@@ -147,6 +161,11 @@ class Board:
         answer = ANSWERS.get(call.call, Acknowledged())
         if self.script.get(call.call):
             answer = self.script[call.call].popleft()
+        if call.call == "pong":
+            self.pongs.append((call.subject, msgspec.json.decode(call.body, type=Pong).ping_id))
+        if isinstance(answer, Slowly):
+            await trio.sleep(answer.seconds)
+            answer = answer.answer
         if isinstance(answer, Cut):
             self.streams[-1].reset()
         elif isinstance(answer, Refusal):
@@ -390,6 +409,29 @@ async def test_a_refused_key_stops_the_daemon_with_a_sentence(node: Node, tmp_pa
     gc.collect()  # trio-websocket leaves a rejected connection's socket to it.
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_daemon_says_that_all_its_reports_are_fenced(tmp_path: Path) -> None:
+    """R3.6, R3.13: as it goes over the wire."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    config = DaemonConfig(tmp_path, f"http://127.0.0.1:{port}", "key", str(TASK))
+    asked: list[bytes] = []
+
+    async def read_request() -> None:
+        async with await listener.accept() as stream:
+            while b"\r\n\r\n" not in b"".join(asked):
+                asked.append(await stream.receive_some())
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(read_request)
+        with trio.fail_after(30), pytest.raises(link_module.BROKEN):
+            async with link_module.dial(config)():
+                pytest.fail("nobody has answered")
+    lines = b"".join(asked).decode().lower().split("\r\n")
+    assert "x-client-capabilities: claim-lease, fenced-reports" in lines
+    gc.collect()  # As below.
+
+
 # Registration again
 
 
@@ -439,6 +481,77 @@ async def test_heartbeats_go_on_while_a_registration_waits_for_its_answer(
     before = len(board.called("heartbeats"))
     await board.wait_called("heartbeats", before + 1)
     assert len(board.sockets) == 1
+
+
+async def test_a_runtime_that_is_gone_again_and_again_is_registered_ever_more_slowly(
+    board: Board, machine: Machine, virtual_clock: VirtualClock
+) -> None:
+    """R4.7: with back-off, and once for many."""
+    await board.wait_credit(3)
+    for times in range(2, 12):
+        for _ in range(3):
+            await board.push(RuntimesGone(payload=[RUNTIME]))
+        await board.wait_called("register", times)
+    at = board.called("register")
+    pauses = [later - earlier for earlier, later in pairwise(at)]
+    assert all(1 <= pause <= 31 for pause in pauses)
+    assert sum(pauses[-3:]) > 2 * sum(pauses[:3])
+    await board.wait_called("heartbeats", len(board.called("heartbeats")) + 3)
+    assert (len(board.called("register")), len(board.sockets)) == (11, 1)
+
+
+# Told by the server
+
+
+async def test_a_cancelled_run_is_stopped_by_the_push_or_by_the_next_heartbeat(
+    board: Board, machine: Machine, virtual_clock: VirtualClock
+) -> None:
+    """R7.1"""
+    first, second = uuid4(), uuid4()
+    await board.wait_credit(3)
+    board.answers("heartbeats", HeartbeatsHeard(cancelled=[HeldTask(task_id=second)]))
+    await board.push(Cancel(payload=[HeldTask(task_id=first, claim_token=uuid4())]))
+    await board.wait_called("heartbeats", 1)
+    assert machine.stopped == [first]
+    await board.wait_called("heartbeats", 2)
+    assert machine.stopped == [first, second]
+
+
+async def test_a_ping_is_answered_at_once_by_whichever_way_it_came(
+    board: Board, machine: Machine, virtual_clock: VirtualClock
+) -> None:
+    """R4.12"""
+    ping = Ping(id=uuid4(), runtime_id=RUNTIME)
+    await board.wait_credit(3)
+    pushed_at = trio.current_time()
+    await board.push(Pinged(payload=ping))
+    await board.wait_called("pong", 1)
+    assert board.called("pong") == [pushed_at]
+    board.answers("heartbeats", HeartbeatsHeard(pending_pings=[ping]))
+    await board.wait_called("pong", 2)
+    assert board.called("pong")[1] == board.called("heartbeats")[-1]
+    assert board.pongs == [(RUNTIME, ping.id)] * 2
+
+
+async def test_a_ping_that_is_refused_disturbs_nobody(
+    board: Board, machine: Machine, virtual_clock: VirtualClock
+) -> None:
+    await board.wait_credit(3)
+    board.answers("pong", Refusal(error="no such runtime", code="not_found", status=404))
+    await board.push(Pinged(payload=Ping(id=uuid4(), runtime_id=RUNTIME)))
+    await board.wait_called("pong", 1)
+    await machine.deliver()
+    assert len(board.sockets) == 1
+
+
+async def test_a_promise_counts_from_when_it_was_asked_for(
+    board: Board, machine: Machine, virtual_clock: VirtualClock
+) -> None:
+    """R4.11: the way of the answer is the daemon's loss."""
+    board.answers("heartbeats", Slowly(20.0, HeartbeatsHeard(trust_s={RUNTIME: 90.0})))
+    await board.wait_called("heartbeats", 2)
+    assert machine.trust[0] == (board.called("heartbeats")[0], {RUNTIME: 90.0})
+    assert board.called("heartbeats")[1] - board.called("heartbeats")[0] > 20
 
 
 # Credit

@@ -146,6 +146,34 @@ async def test_a_users_own_ceiling_stays(desk: Desk, workshop: Workshop) -> None
     assert "GIT_CEILING_DIRECTORIES" not in order.spec.env
 
 
+async def test_an_agent_has_its_own_key_and_never_its_machines(
+    desk: Desk, workshop: Workshop
+) -> None:
+    """R9.5: so that `understudy` works inside a run, as the agent."""
+    task = claimed(desk, "command")
+    agent = msgspec.structs.replace(task.agent, custom_env={"UNDERSTUDY_TOKEN": "anybody's"})
+    task = msgspec.structs.replace(task, auth_token="uat_1", agent=agent)
+    machines = {**desk.env, "UNDERSTUDY_TOKEN": "usd_machine", "UNDERSTUDY_HOME": "/var/machine"}
+    shop = replace(workshop, environment=machines)
+    order, _ = await ordered(task, shop)
+    ours = {name: each for name, each in order.spec.env.items() if name.startswith("UNDERSTUDY_")}
+    assert (ours["UNDERSTUDY_TOKEN"], ours["UNDERSTUDY_SERVER"]) == ("uat_1", shop.server)
+    assert "usd_machine" not in ours.values()
+    assert "UNDERSTUDY_HOME" not in ours
+    order, _ = await ordered(msgspec.structs.replace(task, auth_token=None), shop)
+    assert order.spec.env["UNDERSTUDY_TOKEN"] == "", "no claim token, no key"
+
+
+async def test_all_that_was_said_to_the_agent_is_in_its_prompt(
+    desk: Desk, workshop: Workshop
+) -> None:
+    """R10.2"""
+    said = "Ada: first\n\nBo: second"
+    task = msgspec.structs.replace(claimed(desk, "claude"), trigger_comment_content=said)
+    order, _ = await ordered(task, workshop)
+    assert said in order.spec.prompt
+
+
 async def test_each_launch_has_a_session_of_its_own(desk: Desk, workshop: Workshop) -> None:
     """R5.8: known before the program starts, and never used twice: Claude Code would refuse."""
     task = claimed(desk, "claude")

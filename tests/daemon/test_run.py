@@ -32,19 +32,32 @@ from understudy.core.records import Priority
 from understudy.core.restarts import RestartPolicy
 from understudy.core.tree import Branch
 from understudy.daemon import kept as kept_module
-from understudy.daemon import processes, rundir
+from understudy.daemon import preparing, processes, reports, rundir
 from understudy.daemon import run as run_module
+from understudy.daemon.backends.backend import Exit, Failed, RunSpec
+from understudy.daemon.claims import claim_nowait
 from understudy.daemon.kept import Kept
 from understudy.daemon.link import Link, LinkRefused
+from understudy.daemon.orders import work_order
 from understudy.daemon.outbox import Outbox, Report
-from understudy.daemon.record import ORDER, read_order
+from understudy.daemon.probe import Found
+from understudy.daemon.record import ORDER, RunOrder, read_order
 from understudy.daemon.run import Again, Message, RunActor, Stop
 from understudy.daemon.rundir import Standing
 from understudy.daemon.slots import Slots
 from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
+from understudy.daemon.workspace import prepare
 from understudy.testing.desk import Desk
-from understudy.wire.daemon import AgentBrief, ClaimedTask, Complete, Fail, Held, Repository
+from understudy.wire.daemon import (
+    AgentBrief,
+    ClaimedTask,
+    Complete,
+    Fail,
+    Held,
+    IssueBrief,
+    Repository,
+)
 from understudy.wire.errors import Refusal
 
 WORK = """
@@ -54,6 +67,7 @@ echo one; echo two
 echo '{"type":"usage","model":"m","input_tokens":3,"output_tokens":4}'
 echo '{"type":"result","output":"done"}'
 """
+SESSION = '{"type":"session","id":"s1","resumable":true}'
 WORK_ON = """
 echo started >> "$STARTS"
 echo '{"type":"usage","model":"m","input_tokens":3,"output_tokens":4}'
@@ -78,6 +92,7 @@ class Server:
     reports: list[Complete | Fail | Held] = field(default_factory=list)
     refusals: dict[str, deque[Refusal]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
     at: Callable[[str], Awaitable[None]] = nothing
 
     async def deliver(self, name: str, body: Any, subject: uuid.UUID) -> None:
@@ -106,6 +121,8 @@ class Server:
                     assert self.said.setdefault(message.seq, message) == message
             case "usage":
                 self.usage = body.usage
+            case "session":
+                self.retired += [body.refused_session_id] if body.refused_session_id else []
             case "complete" | "fail" | "stopped":
                 self._end(name, body)
             case _:
@@ -161,9 +178,9 @@ class Bench:
             return True
         return False
 
-    def kill_at(self, site: str) -> None:
-        """Sites are the calls, and the two changes that are only on disk."""
-        changes = iter(["order written", "report put"])
+    def kill_at(self, site: str, *on_disk: str) -> None:
+        """Sites are the calls, and the changes that are only on disk."""
+        changes = iter(on_disk or ("order written", "report put"))
         is_done = False
 
         def kill(name: str) -> None:
@@ -600,3 +617,264 @@ async def test_a_keeper_that_hangs_cannot_hold_a_run_up(
     await bench.wait(lambda: bench.server.reports)
     assert failure(bench).failure_reason == FailureReason.KEEPER_LOST
     assert processes.marked(str(bench.task.id)) == []
+
+
+async def test_a_run_is_not_prepared_to_its_end_once_nobody_wants_it(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R7.1: here it waits for its directory."""
+    home = bench.shop.repositories.root / str(bench.task.workspace_id) / bench.task.id.hex[-12:]
+    home.parent.mkdir(parents=True)
+    claim = claim_nowait(home)
+    assert claim is not None
+    with claim, trio.fail_after(preparing.BUSY_S / 2):
+        nursery.start_soon(bench.run, bench.task)
+        await bench.started.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+        await bench.wait(lambda: bench.server.reports)
+    assert_stopped(bench)
+    assert set(bench.server.calls) == {"stopped"}
+    await bench.wait(lambda: bench.shop.slots.free == 2)
+    assert_clean(bench)
+
+
+@pytest.mark.parametrize("site", ["told", "report put", "before stopped", "after stopped"])
+async def test_a_daemon_killed_while_it_stops_a_run_still_says_that_it_is_gone(
+    bench: Bench, nursery: trio.Nursery, site: str
+) -> None:
+    """R7.1: from the keeper's exit, or from the outbox."""
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.kill_at(site, "report put")
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    if site == "told":
+        await bench.wait(lambda: bench.kept.look() is Standing.OVER)
+        bench.life.cancel()
+    await bench.wait(lambda: bench.life.cancelled_caught)
+    assert await bench.run(None)
+    assert_stopped(bench)
+    assert bench.server.calls.index("usage") < bench.server.calls.index("stopped")
+    assert processes.marked(str(bench.task.id)) == []
+    assert_clean(bench)
+
+
+async def test_a_verdict_that_was_there_before_the_stop_counts(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R7.1: it had finished."""
+    agent = msgspec.structs.replace(
+        bench.task.agent, custom_args=["sh", "-c", f"{WORK}\nexec sleep 600"]
+    )
+    bench.task = msgspec.structs.replace(bench.task, agent=agent)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait(lambda: 1 in bench.server.said)
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await bench.wait(lambda: bench.shop.slots.free == 2)
+    assert bench.kept.look() is Standing.UNBORN
+    assert_completed(bench)
+
+
+async def test_a_stop_that_the_server_does_not_know_is_told_as_a_cancelled_failure(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R6.3: an older server."""
+    bench.server.refuse("stopped", INVALID)
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.CANCELLED
+
+
+# Cut off
+
+
+RUNTIME = uuid.uuid4()
+
+
+def cut_off(bench: Bench, *, is_movable: bool) -> trio.Event:
+    """Its run goes on under a promise that can be taken back; set, the link is there again."""
+    working_on(bench)
+    agent = bench.task.agent
+    script = agent.custom_args[2].replace("echo working", f"echo '{SESSION}'; echo working")
+    agent = msgspec.structs.replace(agent, custom_args=["sh", "-c", script])
+    bench.task = msgspec.structs.replace(
+        bench.task, agent=agent, runtime_id=RUNTIME, is_movable=is_movable
+    )
+    is_back = trio.Event()
+
+    async def at(site: str) -> None:
+        if site in {"before fail", "before complete"}:
+            await is_back.wait()
+
+    bench.server.at = at
+    return is_back
+
+
+async def test_a_machine_that_is_cut_off_stops_what_another_may_be_given(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11: its session and its directory stay, and what it says in the end is no cancellation."""
+    is_back = cut_off(bench, is_movable=True)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.shop.trust.promise(trio.current_time(), {RUNTIME: 0.0})
+    await bench.wait(bench.shop.outbox.claims)
+    assert processes.marked(str(bench.task.id)) == []
+    order = read_order(bench.kept.run_dir)
+    assert order is not None
+    is_back.set()
+    await bench.wait(lambda: bench.server.reports)
+    end = failure(bench)
+    assert (end.failure_reason, end.session_id) == (FailureReason.RUNTIME_OFFLINE, "s1")
+    assert end.work_dir == order.spec.work_dir
+    assert await trio.Path(order.spec.work_dir).is_dir()
+    assert "stopped" not in bench.server.calls
+
+
+async def test_a_machine_that_is_cut_off_goes_on_with_what_nobody_can_take(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11: a partition costs nothing then."""
+    cut_off(bench, is_movable=False)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.shop.trust.promise(trio.current_time(), {RUNTIME: 0.0})
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    signs = await bench.kept.ping()
+    assert (signs.agent_alive, signs.ending) == (True, None)
+
+
+async def test_a_run_that_was_found_again_is_stopped_when_nobody_hears_of_it(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11: by the window of a daemon that has just begun."""
+    cut_off(bench, is_movable=True).set()
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.life.cancel()
+    await bench.wait(lambda: bench.life.cancelled_caught)
+    bench.shop.trust = Trust(until=trio.current_time())
+    assert await bench.run(None)
+    assert failure(bench).failure_reason == FailureReason.RUNTIME_OFFLINE
+    assert bench.times_started() == 1
+
+
+# What the provider asks for
+
+
+async def test_an_end_says_how_long_its_provider_asks_to_wait(bench: Bench) -> None:
+    """R5.2"""
+    busy = '{"type":"result","is_error":true,"reason":"provider_overloaded","retry_after_s":120}'
+    agent = msgspec.structs.replace(bench.task.agent, custom_args=["echo", busy])
+    assert await bench.run(msgspec.structs.replace(bench.task, agent=agent))
+    end = failure(bench)
+    assert (end.failure_reason, end.retry_after_s) == (FailureReason.PROVIDER_OVERLOADED, 120)
+
+
+@pytest.mark.parametrize(
+    ("resets_at", "expected_s"), [(None, None), (1060.0, 60.0), (900.0, 0.0), (1e12, 366 * 86400.0)]
+)
+async def test_a_quota_that_is_used_up_is_told_with_the_time_until_it_returns(
+    bench: Bench, resets_at: float | None, expected_s: float | None
+) -> None:
+    """R5.2"""
+    verdict = Failed(FailureReason.QUOTA_EXHAUSTED, "limit reached", resets_at=resets_at)
+    spec = RunSpec(prompt="", work_dir="/work", run_dir="/run", env={})
+    report = reports.judged(
+        RunOrder(task=bench.task, spec=spec),
+        verdict,
+        Exit("exited"),
+        session_id=None,
+        changes=None,
+        now=1e3,
+    )
+    body = reports.body_of(report)
+    assert isinstance(body, Fail)
+    assert body.retry_after_s == expected_s
+
+
+# A session that is not there any more
+
+# Claude Code, as it does where it does not find the session: one line on stderr.
+CLAUDE = """#!/bin/sh
+echo "started $*" >> "$STARTS"
+case "$*" in *--resume*) echo "No conversation found with session ID: dead" >&2; exit 1;; esac
+read -r prompt
+echo "$prompt" >> "$STARTS"
+echo '{"type":"system","subtype":"init","session_id":"alive"}'
+echo '{"type":"assistant","session_id":"alive","message":{"id":"m1","model":"m",\
+"content":[{"type":"text","text":"done"}],"usage":{"input_tokens":3,"output_tokens":4}}}'
+echo '{"type":"result","subtype":"success","result":"done","session_id":"alive"}'
+read -r rest
+"""
+
+
+async def resuming(bench: Bench, tmp_path: Path) -> None:
+    """Its agent has worked on the issue before, in a session that has gone since."""
+    claude = tmp_path / "claude"
+    claude.write_text(CLAUDE.replace("\\\n", ""))
+    claude.chmod(0o755)
+    bench.shop.found = {"claude": Found("claude", str(claude), "2.1.197")}
+    agent = msgspec.structs.replace(bench.task.agent, custom_args=[])
+    issue_id = uuid.uuid4()
+    issue = IssueBrief(id=issue_id, key="UND-7", title="Fix the login page")
+    bench.task = msgspec.structs.replace(
+        bench.task, provider="claude", agent=agent, issue=issue, issue_id=issue_id
+    )
+    earlier = msgspec.structs.replace(bench.task, id=uuid.uuid4())
+    work = await prepare(work_order(earlier), bench.shop.repositories)
+    work.claim.close()
+    bench.task = msgspec.structs.replace(
+        bench.task, prior_session_id="dead", prior_work_dir=str(work.path)
+    )
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        "never", "first order written", "before session", "after session", "second order written",
+        "after start", "report put", "before complete", "after complete",
+    ],
+)  # fmt: skip
+async def test_a_refused_session_is_retired_and_the_task_begun_afresh_once(
+    bench: Bench, tmp_path: Path, site: str
+) -> None:
+    """R5.10: in the same task, with a hand-over note, wherever its daemon is killed."""
+    await resuming(bench, tmp_path)
+    bench.kill_at(site, "first order written", "second order written", "report put")
+    if not await bench.run(bench.task):
+        assert await bench.run(None)
+    starts = bench.starts.read_text()
+    assert (bench.times_started(), starts.count("--resume dead")) == (2, 1)
+    assert "cannot be continued" in starts
+    assert set(bench.server.retired) == {"dead"}
+    assert [bench.server.said[n].content for n in bench.server.said] == ["done"]
+    assert [(each.input_tokens, each.output_tokens) for each in bench.server.usage] == [(3, 4)]
+    (report,) = bench.server.reports
+    assert isinstance(report, Complete)
+    assert (report.output, report.session_id) == ("done", "alive")
+    assert_clean(bench)
+
+
+async def test_a_run_stopped_between_a_refused_session_and_its_fresh_start_is_over(
+    bench: Bench, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """R7.1, R5.10"""
+    await resuming(bench, tmp_path)
+    retiring = trio.Event()
+
+    async def at(site: str) -> None:
+        if site == "after session" and not retiring.is_set():
+            retiring.set()
+            bench.ref.tell_nowait(Stop(FailureReason.CANCELLED))
+            await trio.testing.wait_all_tasks_blocked()
+
+    bench.server.at = at
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait(lambda: bench.server.reports)
+    assert_stopped(bench)
+    assert bench.times_started() == 1

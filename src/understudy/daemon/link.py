@@ -38,10 +38,12 @@ from understudy.wire.daemon import (
 from understudy.wire.errors import Refusal, RemoteProtocolError
 from understudy.wire.frames import (
     Answers,
+    BeatHeard,
     Bye,
     Cancel,
     Pinged,
     RuntimesGone,
+    TaskAvailable,
     TasksPushed,
     decode_from_server,
 )
@@ -240,6 +242,8 @@ class Link:
                     self.register_again()
                 case Pinged(payload=ping):
                     session.pong(ping)
+                case BeatHeard() | TaskAvailable():
+                    pass  # For daemons that grant no credit.
                 case Bye():
                     raise LinkLost("the server stops")
 

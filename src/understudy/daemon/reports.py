@@ -91,9 +91,9 @@ def judged(
 
 
 def _retry_after_s(failed: Failed, now: float) -> float | None:
-    if failed.resets_at is None:
-        return failed.retry_after_s
-    return min(max(0.0, failed.resets_at - now), RETRY_AFTER_S_MAX)
+    """R5.2: what the provider asks for, or the time until its quota returns."""
+    told_s = failed.retry_after_s if failed.resets_at is None else failed.resets_at - now
+    return None if told_s is None else min(max(0.0, told_s), RETRY_AFTER_S_MAX)
 
 
 def failed(task: ClaimedTask, reason: FailureReason, error: str) -> Report:

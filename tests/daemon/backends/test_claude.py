@@ -361,6 +361,15 @@ def test_an_announced_reset_makes_a_rate_limit_a_quota() -> None:
     assert (verdict.reason, verdict.resets_at) == (R.QUOTA_EXHAUSTED, 1_900_000_000)
 
 
+def test_a_reset_that_is_only_told_in_words_is_understood() -> None:
+    """R5.2"""
+    words = "Claude AI usage limit reached|1900000000"
+    told = [synthetic(words, "rate_limit"), result(words, is_error=True, api_error_status=429)]
+    _, verdict, _ = read(init(), *told)
+    assert isinstance(verdict, Failed)
+    assert (verdict.reason, verdict.resets_at) == (R.QUOTA_EXHAUSTED, 1_900_000_000)
+
+
 def test_a_retry_is_told_but_is_not_the_end() -> None:
     """R4.10"""
     retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 10}

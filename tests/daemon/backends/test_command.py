@@ -105,6 +105,14 @@ def test_a_programs_error_may_name_a_reason() -> None:
     assert made_up == Failed(FailureReason.AGENT_ERROR, "the program reported an error")
 
 
+def test_a_programs_error_may_say_how_long_to_wait() -> None:
+    """R5.2"""
+    busy = b'{"type":"result","is_error":true,"reason":"provider_overloaded","retry_after_s":120}'
+    verdict = read(busy)
+    assert isinstance(verdict, Failed)
+    assert (verdict.reason, verdict.retry_after_s) == (FailureReason.PROVIDER_OVERLOADED, 120)
+
+
 def test_other_json_is_text() -> None:
     line = '{"level": "info", "type": "log"}'
     assert BACKEND.reader(SPEC).feed(line.encode()) == [Text(line)]

@@ -14,6 +14,8 @@ NO_SESSION: Final = re.compile(
     r"no conversation found|requires a valid session id|already in use", re.IGNORECASE
 )
 
+RESET: Final = re.compile(r"limit reached\|(\d{10})\b")
+
 
 @dataclass(frozen=True)
 class Witness:
@@ -28,6 +30,11 @@ class Witness:
 
     def tells_no_session(self) -> bool:
         return bool(NO_SESSION.search(self.text))
+
+    def told_reset(self) -> float | None:
+        """In epoch seconds, where the CLI's words name it: "usage limit reached|1900000000"."""
+        found = RESET.search(self.text)
+        return float(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def classify(witness: Witness, told: str, resets_at: float | None) -> Failed:
     """`told`: how the process ended, for a CLI that printed no result at all."""
     is_crash = not witness.subtype
     error = told if is_crash else witness.text or told
+    resets_at = witness.told_reset() if resets_at is None else resets_at
     for rule in RULES:
         if rule.matches(witness):
             return _failed(rule, error, resets_at)

@@ -16,7 +16,8 @@ A program that wants to say more prints JSON objects, one per line:
     {"type": "tool_result", "id": "1", "output": "…", "is_error": false}
     {"type": "usage", "model": "…", "input_tokens": 1, "output_tokens": 2}   added to the bill
     {"type": "result", "output": "…"}        the end: the exit status no longer matters
-    {"type": "result", "is_error": true, "error": "…", "reason": "provider_overloaded"}
+    {"type": "result", "is_error": true, "error": "…", "reason": "provider_overloaded",
+     "retry_after_s": 120}
 
 A result may bring a `session_id` and a `usage` (an object or a list) of its own; that usage is the
 whole bill. Other JSON is text like any other line.
@@ -166,7 +167,11 @@ class CommandReader:
         if not result.flag("is_error"):
             return Completed(_output(result) or self._said.text())
         error = result.text("error") or _output(result) or "the program reported an error"
-        return Failed(ends.reason(result.text("reason"), FailureReason.AGENT_ERROR), error)
+        return Failed(
+            ends.reason(result.text("reason"), FailureReason.AGENT_ERROR),
+            error,
+            retry_after_s=result.number_or_none("retry_after_s"),
+        )
 
 
 @final
