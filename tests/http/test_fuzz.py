@@ -192,7 +192,7 @@ KEYS: dict[str, Callable[[Stage], str | None]] = {
 }
 SHORT = ("--phases", "coverage,fuzzing", "--max-examples", "3", "--no-shrink")
 SHORTER = ("--phases", "fuzzing", "--max-examples", "3", "--no-shrink")
-LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "100")
+LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "50")
 LIVE = ("--exclude-operation-id-regex", "complete|fail|stopped|recover|rerun|cancel|deregister")
 """Else no task lives long enough to be reported on."""
 

@@ -32,7 +32,7 @@ UUIDS: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SECRET: Final = re.compile(r"\b(us\w_)[0-9a-f]{16,}")
 CAPABILITIES: Final = f"{wire.CLAIM_LEASE}, {wire.FENCED_REPORTS}"
 NOW, IN_A_MINUTE = "2026-01-01T12:00:00Z", "2026-01-01T12:01:00Z"
-EMPTY: Final[tuple[object, ...]] = (None, "", [], {})
+EMPTY: Final[tuple[object, ...]] = (msgspec.UNSET, None, "", [], {})
 PING: Final = UUID("5bd0a4c4-3a64-4c7c-8e6a-0a1f0d6f4d11")
 
 
@@ -241,6 +241,9 @@ def of_frames(scribe: Scribe, task: wire.ClaimedTask) -> None:
             ]
         ),
         frames.CreditGranted(payload=frames.Credit(total=6, runtime_ids=[task.runtime_id])),
+        frames.Beating(payload=frames.Beat(runtime_id=str(task.runtime_id))),
+        frames.BeatHeard(payload=frames.Beaten(runtime_id=str(task.runtime_id))),
+        frames.TaskAvailable(payload=frames.Available(runtime_id=task.runtime_id)),
         frames.Answers(
             payload=[frames.Answer(id=2, body=ended), frames.Answer(id=1, refusal=gone)]
         ),
@@ -271,9 +274,10 @@ async def test_the_document_shows_what_is_said(node: Node, request: pytest.Fixtu
 
 
 def test_every_call_has_its_exchange_and_every_frame_its_example() -> None:
-    """Who adds one adds a step to `converse` above, and its place in the document."""
-    assert not set(CALLS) - {name for name, _ in examples("exchange")}
-    assert set(FRAMES) == {name for name, _ in examples("frame")}
+    missing = set(CALLS) - {name for name, _ in examples("exchange")}
+    assert not missing, f"a step of `converse` and a place in docs/protocol.md: {missing}"
+    missing = set(FRAMES) - {name for name, _ in examples("frame")}
+    assert not missing, f"a line in `of_frames` and a place in docs/protocol.md: {missing}"
 
 
 @pytest.mark.parametrize("name", CALLS)
