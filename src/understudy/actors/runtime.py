@@ -70,7 +70,8 @@ Message: TypeAlias = Heard | Attached | MayHaveWork | Forget | Claim
 class Surroundings:
     """What an actor of a runtime is given by its node.
 
-    `changes` counts what became claimable for runtimes of its kind; `committed` hears of claims.
+    `changes` counts what became claimable for runtimes of its kind; `changed` hears of more, and
+    `committed` of claims.
     """
 
     database: Database
@@ -78,6 +79,7 @@ class Surroundings:
     node_id: UUID
     presence: Presence
     changes: Callable[[], int]
+    changed: Callable[[], None]
     committed: Callable[[], None]
 
 
@@ -196,6 +198,7 @@ class RuntimeActor(Actor[Message]):
         now = trio.current_time()
         for task_id in [each for each, at in self._presence.claims.items() if at <= now]:
             del self._presence.claims[task_id]
+        self._around.changed()
         self._around.committed()
 
     async def _push(self) -> None:

@@ -1,0 +1,52 @@
+"""cron_into_offline: 87,000 tasks queued for laptops that were closed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from understudy.core.leases import Leases
+from understudy.store import sweeps
+from understudy.store.database import Database
+from understudy.testing.board import Board
+
+DAYS: Final = 30
+
+
+async def test_a_schedule_for_a_closed_laptop_piles_up_nothing(database: Database) -> None:
+    """R2.5, spec section 2 (expire): one task waits, however often the clock strikes; it ends after
+    2 h, says why, and is not tried again."""
+    board = await Board.set_up(database)
+    issue = await board.issue("Every quarter of an hour")
+    for quarter in range(DAYS * 96):
+        if quarter % 96 == 0:  # The expiry is tried once a day here; it comes every 30 s.
+            assert await sweeps.expire(database, replace(Leases(), queued_max_s=0.0)) or not quarter
+        await database.pool.execute(
+            "select understudy.enqueue_task(md5($1::text)::uuid, i, a, 'schedule')"
+            " from understudy.issues i, understudy.agents a where i.id = $2 and a.id = $3",
+            str(quarter),
+            issue.id,
+            board.nia.id,
+        )
+    rows = await database.pool.fetch(
+        "select status, failure_reason, count(*)::int as n from understudy.tasks group by 1, 2"
+    )
+    found = {(row["status"], row["failure_reason"]): row["n"] for row in rows}
+    assert found == {("queued", None): 1, ("failed", "queued_expired"): DAYS - 1}
+
+
+async def test_what_has_piled_up_expires_in_bounded_steps(database: Database) -> None:
+    """R4.1: no sweep is one transaction of 87,000 rows."""
+    board = await Board.set_up(database)
+    await database.pool.execute(
+        "insert into understudy.issues (id, workspace_id, number, title)"
+        " select md5(n::text)::uuid, $1, n, 'Issue ' || n from generate_series(1, 450) n",
+        board.workspace_id,
+    )
+    await database.pool.execute(
+        "select count(*) from understudy.issues i, understudy.agents a,"
+        " lateral understudy.enqueue_task(md5('t' || i.id)::uuid, i, a, 'schedule')",
+    )
+    leases = replace(Leases(), queued_max_s=0.0)
+    steps = [len(await sweeps.expire(database, leases)) for _ in range(6)]
+    assert steps == [100, 100, 100, 100, 50, 0]
