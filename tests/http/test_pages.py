@@ -14,6 +14,7 @@ from understudy.core.records import Message, Usage
 from understudy.http.pages.assets import load_static, load_templates
 from understudy.store import issues, runtimes, tasks
 from understudy.store.embedded import EmbeddedServer
+from understudy.store.issues import Author
 from understudy.store.tasks import Failure, Holder
 from understudy.testing.board import Board
 from understudy.testing.node import Node
@@ -114,7 +115,8 @@ async def test_a_page_runs_no_script_and_no_style_but_our_files(node: Node) -> N
 async def test_what_people_write_is_text(node: Node) -> None:
     board = await Board.set_up(node.database)
     nasty = await board.issue(NASTY, description=f"```\n{NASTY}\n```\n`{NASTY}`", repository=NASTY)
-    await issues.add_comment(node.database, nasty, f"**{NASTY}**", user_id=board.user_id)
+    author = Author(user_id=board.user_id)
+    await issues.add_comment(node.database, nasty, f"**{NASTY}**", author)
     offer = runtimes.Offer("scripted", NASTY, NASTY, "1", "offline", NASTY)
     machine = runtimes.Machine(board.workspace_id, NASTY, NASTY, None)
     await runtimes.register(node.database, machine, [offer])

@@ -24,6 +24,12 @@ FAILED, USAGE, NOT_FOUND, CONFLICT, FORBIDDEN, AWAY = 1, 2, 3, 4, 5, 6
 """Exit codes, by the class of failure. `tasks.ENDS` has those of a run that was watched."""
 BY_STATUS: Final = {400: USAGE, 401: FORBIDDEN, 403: FORBIDDEN, 404: NOT_FOUND, 409: CONFLICT}
 
+AGENT_KEY: Final = "usa_"
+AGENT_MAY: Final = (
+    ". An agent's key opens the board while its run lasts: it reads issues, agents and tasks, makes"
+    " issues, comments, moves and assigns"
+)
+
 
 def give_up(sentence: str, code: int) -> NoReturn:
     click.echo(f"understudy: {sentence}", err=True)
@@ -38,6 +44,7 @@ class Client:
         import httpx2
 
         self.server = server.rstrip("/")
+        self._is_agent = key is not None and key.startswith(AGENT_KEY)
         self._http = httpx2.Client(
             base_url=self.server,
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
@@ -55,6 +62,9 @@ class Client:
     def patch(self, path: str, body: object) -> Any:
         return self._call("PATCH", path, json=body)
 
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
     def _call(self, method: str, path: str, **how: Any) -> Any:
         import httpx2
 
@@ -65,7 +75,7 @@ class Client:
         except httpx2.TransportError as error:
             self._give_up_away(error)
         if not answer.is_success:
-            _refuse(answer.status_code, answer.text)
+            self._refuse(answer.status_code, answer.text)
         return answer.json() if answer.content else None
 
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
@@ -95,8 +105,16 @@ class Client:
         with self._http.stream("GET", path, headers=headers, timeout=STREAM_SILENCE_S) as answer:
             if not answer.is_success:
                 answer.read()
-                _refuse(answer.status_code, answer.text)
+                self._refuse(answer.status_code, answer.text)
             yield from _parsed(answer.iter_lines())
+
+    def _refuse(self, status: int, text: str) -> NoReturn:
+        try:
+            sentence = json.loads(text)["error"]
+        except (ValueError, KeyError, TypeError):
+            sentence = f"the server answered {status}"
+        code = AWAY if status >= 500 else BY_STATUS.get(status, FAILED)  # noqa: PLR2004
+        give_up(sentence + (AGENT_MAY if self._is_agent and code == FORBIDDEN else ""), code)
 
     def _give_up_away(self, error: Exception) -> NoReturn:
         give_up(f"{self.server} cannot be reached ({error}): is `understudy up` running?", AWAY)
@@ -114,14 +132,6 @@ def _parsed(lines: Iterator[str]) -> Iterator[tuple[str | None, str, Any]]:
             fields = {}
         else:
             fields = {}
-
-
-def _refuse(status: int, text: str) -> NoReturn:
-    try:
-        sentence = json.loads(text)["error"]
-    except (ValueError, KeyError, TypeError):
-        sentence = f"the server answered {status}"
-    give_up(sentence, AWAY if status >= 500 else BY_STATUS.get(status, FAILED))  # noqa: PLR2004
 
 
 def split_link(link: str) -> tuple[str, str]:

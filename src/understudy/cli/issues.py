@@ -1,4 +1,4 @@
-"""issue create, list, show, assign, move, watch."""
+"""issue create, list, show, assign, comment, move, rerun, cancel, watch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import click
 
 from understudy.cli.client import NOT_FOUND, Client, client, give_up, quiet_interrupt
 from understudy.cli.output import json_option, one_line, show_json, show_table, when
-from understudy.cli.tasks import follow
+from understudy.cli.tasks import follow, say_cancelled
+from understudy.cli.why import is_id, sentences, why_active
+from understudy.cli.words import CALLED, history_of, line_of
 
 PRIORITIES: Final = {"none": 0, "low": 1, "medium": 2, "high": 3, "urgent": 4}
 STATUSES: Final = ["backlog", "todo", "in_progress", "in_review", "done", "cancelled"]
@@ -19,6 +21,9 @@ OUTCOMES: Final = {
     "assigned": "{key} is assigned to {who}. It starts when the issue leaves the backlog.",
     "unchanged": "{who} is on {key} already; nothing was started.",
     "pending": "{key} is assigned to {who}; a task of theirs waits already.",
+    "self": "{key} is assigned to {who}, whose run this is; nothing was started.",
+    "too_many_hops": "{key} is assigned to {who}; nothing was started:"
+    " agents have called one another too often.",
 }
 
 
@@ -90,7 +95,9 @@ def list_issues(*, as_json: bool) -> None:
 @json_option
 def show(key: str, *, as_json: bool) -> None:
     """One issue, its runs and what was said."""
-    found = client().get(f"/api/issues/{key}")
+    known = client()
+    found = known.get(f"/api/issues/{key}")
+    found["why"] = why_active(known, found["tasks"])
     if as_json:
         show_json(found)
         return
@@ -98,11 +105,12 @@ def show(key: str, *, as_json: bool) -> None:
     click.echo(f"{its['key']}  {its['title']}\n{its['status']}, {its['assignee_name'] or 'nobody'}")
     if its["description"]:
         click.echo(f"\n{its['description']}")
+    why = {each["task_id"]: each for each in found["why"]}
     for task in reversed(found["tasks"]):
-        why = (
-            f": {task['failure_reason']}, {one_line(task['error'] or '')}" if task["error"] else ""
-        )
-        click.echo(f"\ntask {task['id']}  attempt {task['attempt']}  {task['status']}{why}")
+        click.echo(f"\n{line_of(task)}")
+        said = [f"{name} {what}" for name, what in history_of(task)]
+        for line in said + (sentences(why[task["id"]]) if task["id"] in why else []):
+            click.echo(f"  {line}")
     for comment in found["comments"]:
         click.echo(f"\n{comment['author_name']}, {when(comment['created_at'])}:\n{comment['body']}")
 
@@ -114,6 +122,57 @@ def show(key: str, *, as_json: bool) -> None:
 def assign(key: str, agent: str, *, as_json: bool) -> None:
     """Give the issue KEY to AGENT, which starts a task."""
     _tell(client().post(f"/api/issues/{key}/assign", {"agent": agent}), as_json=as_json)
+
+
+@issue.command()
+@click.argument("key")
+@click.argument("text")
+@json_option
+def comment(key: str, text: str, *, as_json: bool) -> None:
+    """Say TEXT on the issue KEY; `-` reads it from stdin.
+
+    `@Name` calls that agent; a person who names none calls the agent that is assigned.
+    """
+    body = sys.stdin.read() if text == "-" else text
+    said = client().post(f"/api/issues/{key}/comments", {"body": body})
+    if as_json:
+        show_json(said)
+        return
+    click.echo(f"{said['author_name']} said it on {key}.")
+    for called in said["called"]:
+        click.echo(CALLED[called["outcome"]].format_map(called))
+
+
+@issue.command()
+@click.argument("key")
+@click.option("--fresh", is_flag=True, help="In a new session of its CLI.")
+@click.option("--after", is_flag=True, help="Behind what runs now, instead of cancelling it.")
+@click.option("--task", "task_id", help="The agent of this run, not the one that is assigned.")
+@json_option
+def rerun(key: str, *, fresh: bool, after: bool, task_id: str | None, as_json: bool) -> None:
+    """Run the issue KEY again; what its agent has in hand there is cancelled first."""
+    if task_id is not None and not is_id(task_id):
+        raise click.BadParameter(f"{task_id} is not the id of a task", param_hint="--task")
+    body = {"fresh": fresh, "after": after, "task_id": task_id}
+    made = client().post(f"/api/issues/{key}/rerun", body)
+    if as_json:
+        show_json(made)
+    else:
+        click.echo(f"{key} runs again; task {made['id']} is {made['status']}.")
+
+
+@issue.command()
+@click.argument("key")
+@json_option
+def cancel(key: str, *, as_json: bool) -> None:
+    """Cancel the issue KEY and everything that runs or waits on it."""
+    done = client().post(f"/api/issues/{key}/cancel")
+    if as_json:
+        show_json(done)
+        return
+    click.echo(f"{done['issue']['key']} is {done['issue']['status']}.")
+    for each in done["tasks"]:
+        say_cancelled(each)
 
 
 @issue.command()

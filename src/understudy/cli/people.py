@@ -1,4 +1,4 @@
-"""login, agent, runtime, tree."""
+"""login, agent, tree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from understudy.cli import credentials
 from understudy.cli.client import Client, client, split_link
-from understudy.cli.output import json_option, show_json, show_table, when
+from understudy.cli.output import json_option, show_json, show_table
 
 
 @click.command()
@@ -86,29 +86,6 @@ def list_agents(*, as_json: bool) -> None:
             for a in found
         ],
         empty="No agents yet: understudy agent create Nia --provider scripted",
-    )  # fmt: skip
-
-
-@click.group()
-def runtime() -> None:
-    """The machines, and the agent CLIs they offer."""
-
-
-@runtime.command("list")
-@json_option
-def list_runtimes(*, as_json: bool) -> None:
-    found = client().get("/api/runtimes")
-    if as_json:
-        show_json(found)
-        return
-    show_table(
-        ["runtime", "provider", "version", "status", "since", "problem"],
-        [
-            [r["name"], r["provider"], r["device_info"], r["status"],
-             when(r["offline_since"] or r["last_seen_at"]), r["problem"]]
-            for r in found
-        ],
-        empty="No machines yet: `understudy up` starts a daemon here, `understudy join` on others.",
     )  # fmt: skip
 
 

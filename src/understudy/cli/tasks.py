@@ -1,17 +1,25 @@
-"""task list, show, logs."""
+"""task list, show, logs, cancel."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 
 from understudy.cli.client import Client, client, quiet_interrupt
 from understudy.cli.output import json_option, one_line, show_json, show_table, when
+from understudy.cli.words import attempt_of, history_of, is_active, reason_of, status_of
 
 ENDS: Final = {"completed": 0, "failed": 10, "cancelled": 11}
+CANCELLED: Final = {
+    ("moved", "cancelled"): "Task {id} is cancelled.",
+    ("requested", "running"): "Task {id} is being cancelled: its machine stops the agent first.",
+    ("replayed", "running"): "Task {id} is being cancelled already.",
+    ("replayed", "cancelled"): "Task {id} was cancelled already.",
+}
 
 
 @click.group()
@@ -29,8 +37,8 @@ def list_tasks(*, as_json: bool) -> None:
     show_table(
         ["task", "status", "attempt", "provider", "created", "ended", "why"],
         [
-            [t["id"], t["status"], t["attempt"], t["provider"], when(t["created_at"]),
-             when(t["completed_at"]), t["failure_reason"]]
+            [t["id"], status_of(t), attempt_of(t), t["provider"], when(t["created_at"]),
+             when(t["completed_at"]), reason_of(t)]
             for t in found
         ],
         empty="No runs yet: assign an issue to an agent.",
@@ -46,27 +54,45 @@ def show(task_id: str, *, as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
-    its, issue = found["task"], found["issue"]
-    lines = {
-        "issue": issue and f"{issue['key']} {issue['title']}",
-        "agent": found["agent"]["name"],
-        "runtime": found["runtime"] and found["runtime"]["name"],
-        "status": its["status"],
-        "attempt": its["attempt"],
-        "started": when(its["started_at"]),
-        "ended": when(its["completed_at"]),
-        "why": its["failure_reason"],
-        "error": its["error"],
-        "branch": (its["result"] or {}).get("branch_name"),
-        "directory": its["work_dir"],
-        "session": its["session_id"],
-    }
-    for name, value in lines.items():
+    for name, value in _facts(found):
         if value:
             click.echo(f"{name:>10}  {value}")
     for used in found["usage"]:
         click.echo(f"{'tokens':>10}  {used['model']}: {used['input_tokens']} in, "
                    f"{used['output_tokens']} out")  # fmt: skip
+
+
+def _facts(found: Any) -> Iterator[tuple[str, str | None]]:
+    its, issue, why = found["task"], found["issue"], found["why"]
+    yield "issue", issue and f"{issue['key']} {issue['title']}"
+    yield "agent", found["agent"]["name"]
+    yield "runtime", found["runtime"] and found["runtime"]["name"]
+    yield "status", status_of(its)
+    yield "attempt", attempt_of(its)
+    yield from history_of(its)
+    yield "started", when(its["started_at"])
+    yield "ended", when(its["completed_at"])
+    if is_active(its):
+        yield "why", why["sentence"]
+        yield "changes", why["changes"]
+    yield "reason", reason_of(its)
+    yield "error", its["error"]
+    yield "branch", (its["result"] or {}).get("branch_name")
+    yield "directory", its["work_dir"]
+    yield "session", its["session_id"]
+
+
+@task.command()
+@click.argument("task_id")
+@json_option
+def cancel(task_id: str, *, as_json: bool) -> None:
+    """Stop a run, or keep one that waits from starting."""
+    done = client().post(f"/api/tasks/{task_id}/cancel")
+    show_json(done) if as_json else say_cancelled(done)
+
+
+def say_cancelled(done: Any) -> None:
+    click.echo(CANCELLED[done["outcome"], done["task"]["status"]].format_map(done["task"]))
 
 
 @task.command()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from understudy.core.lifecycle import ACTIVE, Status
+from understudy.core.reasons import REASONS
 from understudy.core.records import Runtime, Task
 from understudy.http.pages import words
 from understudy.store.board import Run
@@ -87,7 +88,7 @@ def _look(task: Task) -> tuple[Look, str]:
             return "finished", "Finished"
         case Status.FAILED:
             assert task.failure_reason is not None
-            return "failed", words.REASONS[task.failure_reason]
+            return "failed", REASONS[task.failure_reason]
         case Status.CANCELLED:
             return "cancelled", "Cancelled"
 
