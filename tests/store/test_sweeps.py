@@ -262,7 +262,7 @@ async def test_a_run_of_9000_s_times_out_only_if_its_runtime_is_silent_too(
     """R4.10 [seed]"""
     await running(calendar.at(10))
     assert await sweeps.time_out(calendar.database(9010), LEASES) == []
-    await goes_silent(calendar.at(9000))
+    await goes_silent(calendar.at(8900))
     assert await sweeps.time_out(calendar.database(9009), LEASES) == []
     (late,) = await sweeps.time_out(calendar.database(9010), LEASES)
     assert (late.failure_reason, late.move) == ("timeout", "time_out")

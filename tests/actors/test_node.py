@@ -1,0 +1,121 @@
+"""A node's lease: held while it lives, left when it stops, and what it may judge meanwhile."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import trio
+
+from understudy.actors.node import NodeLease
+from understudy.config import Home, ServerConfig
+from understudy.store import nodes
+from understudy.store.connection import Record
+from understudy.testing.stage import Perform, Stage
+
+CONFIG = ServerConfig(Home(Path("/nonexistent")), port=7)
+
+
+async def lease_of(stage: Stage) -> Record:
+    row = await stage.database.pool.fetchrow(
+        "select *, extract(epoch from lease_expires_at - understudy.now())::float8 as left_s"
+        " from understudy.nodes where id = $1",
+        stage.cast.node_id,
+    )
+    assert row is not None
+    return row
+
+
+def a_lease(stage: Stage, heard: list[bool]) -> NodeLease:
+    return NodeLease(stage.database, CONFIG, stage.cast.node_id, heard.append)
+
+
+def test_a_node_holds_its_lease_by_one_write_in_10_s_and_leaves_it_when_it_stops(
+    perform: Perform,
+) -> None:
+    """R4.3"""
+
+    async def play(stage: Stage) -> None:
+        heard: list[bool] = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(a_lease(stage, heard).run)
+            await trio.sleep(605)
+            row = await lease_of(stage)
+            assert row["left_s"] == pytest.approx(25)
+            assert row["address"] == "http://127.0.0.1:7"
+            assert len(heard) == 61
+            nursery.cancel_scope.cancel()
+        assert (await lease_of(stage))["left_s"] <= 0
+
+    perform(play)
+
+
+def test_a_node_judges_nobody_until_it_has_held_its_lease_for_45_s_without_a_gap(
+    perform: Perform,
+) -> None:
+    """R4.4"""
+
+    async def play(stage: Stage) -> None:
+        lease = a_lease(stage, [])
+        assert not lease.may_judge()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            assert await judges_after_s(lease) == 45
+            stage.outage.failing.add("understudy.nodes")
+            await trio.sleep(15)
+            assert lease.may_judge()  # One renewal may be lost.
+            await trio.sleep(25)
+            assert not lease.may_judge()
+            stage.outage.failing.clear()
+            assert 45 <= await judges_after_s(lease) <= 55
+            nursery.cancel_scope.cancel()
+
+    perform(play)
+
+
+async def judges_after_s(lease: NodeLease) -> float:
+    began_at = trio.current_time()
+    while not lease.may_judge():  # noqa: ASYNC110  # Nobody tells.
+        await trio.sleep(1)
+    return trio.current_time() - began_at
+
+
+def test_a_node_knows_within_10_s_whether_there_are_others(perform: Perform) -> None:
+    async def play(stage: Stage) -> None:
+        heard: list[bool] = []
+        other = stage.database.new_id()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(a_lease(stage, heard).run)
+            assert heard == [False]
+            await nodes.renew(stage.database, other, "http://other", lease_s=30)
+            await trio.sleep(10.1)
+            assert heard.pop()
+            await trio.sleep(30)
+            assert not heard.pop()
+            await nodes.renew(stage.database, other, "http://other", lease_s=math.pi * 1000)
+            await trio.sleep(10.1)
+            assert heard.pop()
+            await nodes.leave(stage.database, other)
+            await trio.sleep(10.1)
+            assert not heard.pop()
+            nursery.cancel_scope.cancel()
+
+    perform(play)
+
+
+def test_an_hour_without_the_database_is_one_line_in_the_log(
+    perform: Perform, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(stage: Stage) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(a_lease(stage, []).run)
+            stage.outage.failing.add("understudy.nodes")
+            await trio.sleep(3600)
+            stage.outage.failing.clear()
+            await trio.sleep(11)
+            assert (await lease_of(stage))["left_s"] > 19
+            nursery.cancel_scope.cancel()
+
+    perform(play)
+    assert [each for each in caplog.messages if "does not renew" in each] == [caplog.messages[0]]
