@@ -216,11 +216,21 @@ async def of_workspace(database: Database, workspace_id: UUID) -> list[Task]:
 async def pending_of_runtime(
     database: Database, workspace_id: UUID, runtime_id: UUID
 ) -> list[Task]:
+    """What it may claim, and what it has claimed and not started."""
     return read_all(
         await database.pool.fetch(
-            "select * from understudy.tasks where workspace_id = $1 and runtime_id = $2"
-            " and status in ('queued', 'dispatched')"
-            " order by priority desc, created_at, id limit $3",
+            """
+            select t.* from understudy.runtimes r
+            join understudy.agents a on a.workspace_id = r.workspace_id
+              and a.provider = r.provider and a.archived_at is null
+            join understudy.tasks t on t.agent_id = a.id and t.status = 'queued'
+              and (t.runtime_id = r.id or t.runtime_id is null)
+            where r.id = $2 and r.workspace_id = $1
+            union all
+            select t.* from understudy.tasks t
+            where t.runtime_id = $2 and t.workspace_id = $1 and t.status = 'dispatched'
+            order by rank, id limit $3
+            """,
             workspace_id,
             runtime_id,
             PENDING_MAX,
@@ -234,8 +244,9 @@ async def tokens_to_keep(
 ) -> dict[UUID, UUID | None]:
     """Of these tasks the ones that shall go on, each with the token that holds it (R6.2)."""
     rows = await database.pool.fetch(
-        "select id, claim_token from understudy.tasks where workspace_id = $1 and id = any($2)"
-        " and status in ('dispatched', 'running') and cancel_requested_at is null",
+        "select id, claim_token from unnest($2::uuid[]) id join understudy.tasks using (id)"
+        " where workspace_id = $1 and status in ('dispatched', 'running')"
+        " and cancel_requested_at is null",
         workspace_id,
         task_ids,
     )
