@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +39,9 @@ class Board:
             database, workspace.id, CreateAgent(name="Nia", provider=PROVIDER)
         )
         return cls(database, user.id, workspace.id, first.id, nia)
+
+    def on(self, database: Database) -> Board:
+        return replace(self, database=database)
 
     async def runtime(self, daemon_id: str) -> Runtime:
         return await _register(self.database, self.workspace_id, daemon_id)
