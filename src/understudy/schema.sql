@@ -141,7 +141,7 @@ create table understudy.issues (
 );
 
 -- Serves: the board.
-create index issues_by_change on understudy.issues (workspace_id, updated_at desc);
+create index issues_by_change on understudy.issues (workspace_id, updated_at desc, number desc);
 
 -- One attempt of one agent at one trigger. A retry or rerun is a new row; none is ever re-opened.
 create table understudy.tasks (
@@ -202,8 +202,10 @@ create unique index tasks_one_pending on understudy.tasks (issue_id, agent_id)
 -- Serves: claim, an agent's queued tasks in order.
 create index tasks_claimable on understudy.tasks (agent_id, rank, id) where status = 'queued';
 
--- Serves: expire, what has waited for too long.
-create index tasks_queued_since on understudy.tasks (queued_at) where status = 'queued';
+-- Serves: expire, what has waited for too long. The second condition is always true: it keeps claims
+-- from this index, to which a queue looks as short as it was when they were planned.
+create index tasks_queued_since on understudy.tasks (queued_at)
+  where status = 'queued' and queued_at is not null;
 
 -- Serves: promote, what is due.
 create index tasks_deferred on understudy.tasks (fire_at) where status = 'deferred';
@@ -215,10 +217,9 @@ create index tasks_held_back on understudy.tasks (workspace_id, fire_at)
 -- Serves: plan_retry, how many retries there were in the last minute.
 create index tasks_retried on understudy.tasks (workspace_id, created_at) where attempt > 1;
 
--- Serves: claim, how many tasks an agent runs, and whether on this issue (R3.3); whether it is at an
--- issue already; what a workspace has to do.
-create index tasks_active_of_agent on understudy.tasks (agent_id, status, issue_id)
-  where status in ('deferred', 'queued', 'dispatched', 'running');
+-- Serves: claim, how many tasks an agent runs, and whether on this issue (R3.3).
+create index tasks_in_flight_of_agent on understudy.tasks (agent_id, issue_id)
+  where status in ('dispatched', 'running');
 
 -- Serves: late results, the attempts that followed (R6.5).
 create index tasks_of_parent on understudy.tasks (parent_task_id) where parent_task_id is not null;

@@ -45,6 +45,17 @@ LIVE: Final = """
       limit 1) live
 """
 
+# What is in flight or waits, each by the index that the queue itself goes by.
+ACTIVE: Final = """
+    select o.id from understudy.agents w join understudy.tasks o on o.agent_id = w.id
+      and o.status in ('dispatched', 'running') where w.workspace_id = $1
+    union all
+    select o.id from understudy.agents w join understudy.tasks o on o.agent_id = w.id
+      and o.status = 'queued' where w.workspace_id = $1
+    union all
+    select o.id from understudy.tasks o where o.status = 'deferred' and o.workspace_id = $1
+"""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -90,9 +101,7 @@ async def runs_of_issue(database: Database, issue_id: UUID) -> list[Run]:
 async def active_runs(database: Database, workspace_id: UUID) -> list[Run]:
     """What is in flight or waits, oldest first."""
     rows = await database.pool.fetch(
-        f"""{SELECT} where t.workspace_id = $1
-            and t.status in ('deferred', 'queued', 'dispatched', 'running')
-            order by t.created_at limit $2""",
+        f"{SELECT} where t.id in ({ACTIVE}) order by t.created_at limit $2",
         workspace_id,
         ACTIVE_MAX,
     )

@@ -64,11 +64,15 @@ async def page_after(database: Database, cursor: int, *, rows_max: int) -> Page:
 async def of_workspace(
     database: Database, workspace_id: UUID, *, after: int, up_to: int, rows_max: int
 ) -> list[Event]:
-    """History for a stream that comes back; `up_to` is a cursor behind which no gap is open."""
+    """History for a stream that comes back; `up_to` is a cursor behind which no gap is open.
+
+    Compared in pairs, as the index of a workspace's events has them: by the ids alone, PostgreSQL
+    would look for those of a quiet workspace among everybody's.
+    """
     return read_all(
         await database.pool.fetch(
-            "select * from understudy.events where workspace_id = $1 and id > $2 and id <= $3"
-            " order by id limit $4",
+            "select * from understudy.events where (workspace_id, id) > ($1, $2)"
+            " and (workspace_id, id) <= ($1, $3) order by workspace_id, id limit $4",
             workspace_id,
             after,
             up_to,
