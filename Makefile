@@ -47,8 +47,8 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY) ## write the exchanges in docs/protocol.md again
-	$(BIN)/python -m pytest -q tests/http/test_protocol.py --write-docs
+docs: $(READY) ## write the exchanges in docs/protocol.md and the tables in docs/lifecycle.md again
+	$(BIN)/python -m pytest -q tests/http/test_protocol.py tests/core/test_lifecycle_doc.py --write-docs
 
 simulate: $(READY) ## the server's actors on a real database under a virtual clock: make simulate SEEDS=500
 	$(BIN)/python -m pytest -q tests/simulation --seeds=$(SEEDS)

@@ -102,6 +102,25 @@ def policy_sql() -> str:
     )
 
 
+def policies_markdown() -> str:
+    """The table of `docs/lifecycle.md`."""
+    rows = [
+        f"| `{reason}` | {_retried(policy)} | {'continues' if policy.resume else 'a fresh one'} |"
+        for reason, policy in POLICIES.items()
+    ]
+    return "\n".join(["| reason | tried again | session |", "| --- | --- | --- |", *rows])
+
+
+def _retried(policy: FailurePolicy) -> str:
+    if not policy.is_retryable:
+        return "no"
+    delays_s = policy.delays_s[: (policy.attempts_max or 2) - 1]
+    waits = ", then ".join(f"after {each:g} s" if each else "at once" for each in delays_s)
+    doubled = ", doubling" if policy.doubling else ""
+    attempts = f"; {policy.attempts_max} attempts" if policy.attempts_max else ""
+    return f"{waits}{doubled}{attempts}"
+
+
 def _sql(flag: bool) -> str:  # noqa: FBT001  # One letter of a row.
     return "true" if flag else "false"
 

@@ -142,3 +142,30 @@ def guard_sql() -> str:
         for leaves in sorted(map(str, rule.leaves)) or [""]
     ]
     return ",\n    ".join(rows)
+
+
+def moves_markdown() -> str:
+    """The table of `docs/lifecycle.md`."""
+    rows = [
+        f"| {by} | {_listed(rule.leaves)} → {rule.enters} | {rule.maker} | {rule.guard} |"
+        for by, rule in MOVES.items()
+    ]
+    return "\n".join(["| move | from → to | who | guard |", "| --- | --- | --- | --- |", *rows])
+
+
+def moves_diagram() -> str:
+    """The same as a state diagram, one arrow for each move and status."""
+    arrows = [
+        f"    {leaves} --> {rule.enters}: {by}"
+        for by, rule in MOVES.items()
+        for leaves in _in_order(rule.leaves) or ["[*]"]
+    ]
+    return "\n".join(["stateDiagram-v2", *arrows])
+
+
+def _listed(statuses: frozenset[Status]) -> str:
+    return ", ".join(_in_order(statuses)) or "nothing"
+
+
+def _in_order(statuses: frozenset[Status]) -> list[str]:
+    return [str(status) for status in Status if status in statuses]
