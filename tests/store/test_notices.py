@@ -8,9 +8,10 @@ from uuid import uuid4
 
 import pytest
 import trio
+import trio.testing
 
 from understudy.store import notices
-from understudy.store.connection import open_connection
+from understudy.store.connection import Connection, open_connection
 from understudy.store.database import Database
 from understudy.store.notices import Listener, Notifier
 
@@ -58,41 +59,56 @@ async def test_a_node_that_has_committed_nudges_the_others(
     await second.wait(2)
 
 
-async def test_a_thousand_commits_at_once_are_two_nudges_at_most(
-    dsn: str, mine: Notifier, nursery: trio.Nursery
+async def test_however_much_is_committed_a_node_speaks_once_within_its_pace(
+    dsn: str, mine: Notifier, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NOTIFY makes all who commit wait in one line."""
-    ear = await listens(dsn, nursery)
+    monkeypatch.setattr(notices, "PACE_S", 3600.0)
+    ear, others = await listens(dsn, nursery), Ear()
+    nursery.start_soon(Listener(partial(open_connection, dsn), mine.node_id, others.nudge).run)
+    await others.wait(1)
     for _ in range(1000):
         mine.note()
     await ear.wait(2)
-    last = Ear()
+    mine.note()
     other = Notifier(partial(open_connection, dsn), uuid4())
     other.has_peers = True
     nursery.start_soon(other.run)
-    nursery.start_soon(Listener(partial(open_connection, dsn), uuid4(), last.nudge).run)
-    await last.wait(1)
     other.note()
-    await last.wait(2)  # Whatever was told before has arrived by now.
-    assert ear.nudges <= 4
+    await others.wait(2)
+    await ear.wait(3)
+    await trio.testing.wait_all_tasks_blocked(0.05)  # What was said before has arrived by now.
+    assert ear.nudges == 3
 
 
-async def test_a_node_does_not_nudge_itself_and_says_nothing_while_it_is_alone(
-    dsn: str, nursery: trio.Nursery
-) -> None:
+async def test_a_node_does_not_nudge_itself(dsn: str, nursery: trio.Nursery) -> None:
     node_id, ear = uuid4(), Ear()
     dial = partial(open_connection, dsn)
     notifier = Notifier(dial, node_id)
+    notifier.has_peers = True
     nursery.start_soon(notifier.run)
     nursery.start_soon(Listener(dial, node_id, ear.nudge).run)
     await ear.wait(1)
-    notifier.note()  # It is alone: forgotten.
-    notifier.has_peers = True
-    notifier.note()
     other = await listens(dsn, nursery)
     notifier.note()
     await other.wait(2)
     assert ear.nudges == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_alone_says_nothing(dsn: str, nursery: trio.Nursery) -> None:
+    dialled = 0
+
+    async def dial() -> Connection:
+        nonlocal dialled
+        dialled += 1
+        return await open_connection(dsn)
+
+    notifier = Notifier(dial, uuid4())
+    nursery.start_soon(notifier.run)
+    notifier.note()
+    await trio.testing.wait_all_tasks_blocked()
+    assert dialled == 0
     nursery.cancel_scope.cancel()
 
 

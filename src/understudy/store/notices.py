@@ -32,7 +32,7 @@ class Notifier:
 
     def __init__(self, dial: Dial, node_id: UUID) -> None:
         self._dial = dial
-        self._payload = str(node_id)
+        self.node_id = node_id
         self._due = trio.Event()
         self.has_peers = False
 
@@ -56,7 +56,7 @@ class Notifier:
             while True:
                 await self._due.wait()
                 self._due = trio.Event()
-                await connection.execute("select pg_notify($1, $2)", CHANNEL, self._payload)
+                await connection.execute("select pg_notify($1, $2)", CHANNEL, str(self.node_id))
                 await trio.sleep(PACE_S)
         finally:
             connection.close()
