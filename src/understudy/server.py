@@ -86,7 +86,7 @@ async def run_server(
         await children.start(supervise, tree.child("courier"), courier.run, RestartPolicy())
         await children.start(supervise, tree.child("notifier"), notifier.run, RestartPolicy())
         await children.start(supervise, tree.child("listener"), listener.run, RestartPolicy())
-        site = Site(database, cast, tree, stopping, VERSION)
+        site = Site(database, cast, sweepers, tree, stopping, VERSION)
         http = partial(serve, create_app(site), listeners, config=ServeConfig(), stopping=stopping)
         await children.start(
             supervise, tree.child("http"), http, RestartPolicy(), finish=stopping.set

@@ -361,6 +361,17 @@ async def test_a_clean_up_asks_how_the_issue_stands(node: Node) -> None:
     assert ok(await node.machine.get(path))["repos"] == []
 
 
+async def test_an_operator_sweeps_at_once_and_sees_what_sweeps_did(node: Node) -> None:
+    swept = ok(await node.person.post("/api/sweeps/expire"))
+    assert (swept["name"], swept["last_rows"]) == ("expire", 0)
+    found = ok(await node.person.get("/api/sweeps"))
+    names = "offline lose time_out expire promote retire prune".split()
+    assert [each["name"] for each in found] == names
+    answer = await node.person.post("/api/sweeps/chimney")
+    assert (answer.status_code, answer.json()["error"]) == (404, "sweep chimney not found")
+    assert (await node.machine.get("/api/sweeps")).status_code == 403
+
+
 async def test_every_active_task_says_why(node: Node) -> None:
     """R10.4"""
     await queued(node)

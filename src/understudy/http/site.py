@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from understudy.actors.cast import Cast
+from understudy.actors.sweepers import Sweepers
 from understudy.core.tree import Branch
 from understudy.store.database import Database
 
@@ -17,6 +18,7 @@ class Site:
 
     database: Database
     cast: Cast
+    sweepers: Sweepers
     tree: Branch
     stopping: trio.Event
     version: str

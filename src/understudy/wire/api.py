@@ -48,6 +48,8 @@ ROUTES: Final[dict[str, Route]] = {
     "workspaces": Route("GET", "/api/workspaces", list[Workspace], key="either"),
     "health": Route("GET", "/api/health", board.Health, key="none"),
     "tree": Route("GET", "/api/tree", tree.Node),
+    "sweeps": Route("GET", "/api/sweeps", list[board.Sweep]),
+    "sweep_now": Route("POST", "/api/sweeps/{sweep}", board.Sweep),
     "openapi": Route("GET", "/api/openapi.json", dict[str, Any], key="none"),
     "login": Route(
         "POST",

@@ -172,6 +172,18 @@ class LoginLink(Struct):
     valid_s: float
 
 
+class Sweep(Struct):
+    """What a sweep of this node has done since the node started. Times in seconds."""
+
+    name: str
+    runs: int
+    rows: int
+    last_rows: int
+    last_ago_s: float | None
+    last_took_s: float
+    longest_s: float
+
+
 class Health(Struct):
     status: Literal["ok", "database_away"]
     version: str
