@@ -281,7 +281,7 @@ create index comments_of_task on understudy.comments (task_id) where task_id is 
 create table understudy.calls (
   comment_id uuid not null references understudy.comments on delete cascade,
   agent_id   uuid not null references understudy.agents on delete cascade,
-  issue_id   uuid not null references understudy.issues on delete cascade,
+  issue_id   uuid not null,              -- the comment's
   task_id    uuid references understudy.tasks on delete set null,
   hops       smallint not null default 0,
   created_at timestamptz not null default understudy.now(),
