@@ -17,6 +17,7 @@ from understudy.store.embedded import EmbeddedServer
 from understudy.store.pool import Pool
 from understudy.testing.node import Node, open_node
 from understudy.testing.postgres import throwaway_database, throwaway_server
+from understudy.testing.story import Story, open_story
 
 EMPTY = (
     "delete from understudy.workspaces; delete from understudy.users; delete from understudy.events"
@@ -63,6 +64,13 @@ async def database(dsn: str) -> AsyncIterator[Database]:
         await connection.run_script(EMPTY)
     yield Database(pool, Random(7))
     await pool.aclose()
+
+
+@pytest.fixture
+async def story(dsn: str, database: Database) -> AsyncIterator[Story]:
+    """A board in the module's database whose time the test tells."""
+    async with open_story(dsn) as story:
+        yield story
 
 
 @pytest.fixture
