@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from importlib import resources
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 
 from understudy.core.failures import FailureReason
+from understudy.core.lifecycle import EVENT_KIND
 from understudy.core.records import Message, Usage
 from understudy.http.pages.assets import load_static, load_templates
-from understudy.store import issues, runtimes, tasks
+from understudy.store import issues, runtimes, sweeps, tasks
 from understudy.store.embedded import EmbeddedServer
 from understudy.store.issues import Author
 from understudy.store.tasks import Failure, Holder
-from understudy.testing.board import Board
+from understudy.testing.board import Board, Claim
 from understudy.testing.node import Node
 
 PAGES = ("/", "/agents", "/machines", "/system")
@@ -159,14 +164,198 @@ async def test_a_card_stands_where_the_facts_put_it(node: Node) -> None:
     assert "Finished" in section(html, "in_review")
 
 
-async def test_a_queued_card_says_who_has_to_come_back(node: Node) -> None:
+@dataclass(frozen=True)
+class Held:
+    """A run that has begun, of Nia on a new issue."""
+
+    board: Board
+    holder: Holder
+
+    @property
+    def id(self) -> UUID:
+        return self.holder.task_id
+
+    async def fail(self, reason: FailureReason, error: str, **failure: Any) -> UUID | None:
+        """Its retry."""
+        kept: dict[str, Any] = {"session_id": None, "work_dir": None}
+        told = Failure(reason, error, **failure)
+        ended = (await tasks.fail(self.board.database, self.holder, told, **kept)).task
+        assert ended is not None
+        return ended.retry_task_id
+
+    async def complete(self, output: str) -> None:
+        kept: dict[str, Any] = {"session_id": None, "work_dir": None}
+        await tasks.complete(self.board.database, self.holder, {"output": output}, **kept)
+
+    async def give_up(self) -> UUID | None:
+        """As when its daemon comes back and knows nothing of it; its retry."""
+        board = self.board
+        (lost,) = await sweeps.recover(
+            board.database, board.workspace_id, board.runtime_id, kept=[], same_process=False
+        )
+        return lost.retry_task_id
+
+
+async def begun(board: Board, title: str = "Write it down") -> Held:
+    (claim,) = await board.dispatched(title)
+    return await start(board, claim)
+
+
+async def start(board: Board, claim: Claim) -> Held:
+    held = Holder(board.workspace_id, claim.task.id, claim.claim_token)
+    await tasks.start(board.database, held)
+    return Held(board, held)
+
+
+async def test_what_waits_says_why_on_every_page_that_shows_it(node: Node) -> None:
+    """R10.4: the line of `understudy why`, and on the issue's page what would change it."""
     board = await Board.set_up(node.database)
-    await board.assign(await board.issue("Waits"))
-    assert "offline" not in (await read(node, "/")).text
     await runtimes.go_offline(node.database, [board.runtime_id], action="deregister")
-    assert "scripted on laptop is offline" in (await read(node, "/")).text
-    await node.database.pool.execute("delete from understudy.runtimes")
-    assert "no machine offers scripted" in (await read(node, "/")).text
+    task = (await board.assign(await board.issue("Waits"))).task
+    assert task is not None
+    said = (await node.person.get(f"/api/tasks/{task.id}/why")).json()["sentence"]
+    for path in ("/", "/agents", "/issues/UND-1"):
+        assert said.removeprefix("queued: ") in (await read(node, path)).words(), path
+    words = (await read(node, "/issues/UND-1")).words()
+    assert f"Q{said[1:]}. It changes when it comes back: understudy daemon start" in words
+    await runtimes.delete(node.database, board.workspace_id, board.runtime_id)
+    assert "no machine offers provider scripted" in (await read(node, "/")).text
+
+
+async def test_what_stands_still_on_a_machine_that_is_away_says_so_on_every_page(
+    node: Node,
+) -> None:
+    """R10.4: the last thing it told is not what matters then."""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    await tasks.set_progress(node.database, run.holder, {"summary": "Half way"})
+    assert "Half way" in (await read(node, "/machines")).words()
+    await runtimes.go_offline(node.database, [board.runtime_id], action="silent")
+    for path in ("/", "/agents", "/machines", "/issues/UND-1"):
+        words = (await read(node, path)).words()
+        assert "runtime laptop/scripted is offline since" in words, path
+        assert "Half way" not in words, path
+
+
+async def test_a_failed_run_says_why_in_words_and_leads_to_the_one_that_tries_again(
+    node: Node,
+) -> None:
+    """R5.4"""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    retry = await run.fail(FailureReason.PROVIDER_OVERLOADED, "529", retry_after_s=1800.0)
+    page = await read(node, f"/issues/UND-1?run={run.id}")
+    assert "Model is overloaded. provider_overloaded 529 Tried again as attempt 2 of 2" in (
+        page.words()
+    )
+    assert f"/issues/UND-1?run={retry}#runs-title" in links(page)
+    page = await read(node, "/issues/UND-1")
+    assert "Deferred: provider scripted was overloaded or out of reach" in page.words()
+    assert "Follows attempt 1 of 2 (Model is overloaded)" in page.words()
+    assert f"/issues/UND-1?run={run.id}#runs-title" in links(page)
+    words = (await read(node, "/")).words()
+    assert "Waiting to retry" in words
+    assert "attempt 2 of 2 follows in 3" in words
+    other = await begun(board, "Another")
+    await other.fail(FailureReason.AUTH, "run `claude /login`")
+    assert "It is not tried again by itself." in (await read(node, "/issues/UND-2")).words()
+
+
+async def test_a_late_result_counts_and_what_it_superseded_is_not_in_the_way(node: Node) -> None:
+    """R6.5"""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    retry = await run.give_up()
+    await run.complete("Written.")
+    card = section((await node.person.get("/")).text, "in_review")
+    assert "Finished" in card
+    assert "Superseded" not in card
+    assert await shown_run(node, "/issues/UND-1") == str(run.id)
+    assert "Its result came late" in (await read(node, "/issues/UND-1")).words()
+    words = (await read(node, f"/issues/UND-1?run={retry}")).words()
+    assert "Superseded: the attempt before it had succeeded after all" in words
+
+
+async def test_a_result_that_came_too_late_is_kept_for_the_reader(node: Node) -> None:
+    """R6.5"""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    await run.give_up()
+    (claim,) = await board.claim()
+    await start(board, claim)
+    await run.complete("Written, too.")
+    words = (await read(node, f"/issues/UND-1?run={run.id}")).words()
+    assert "Lost when its daemon restarted." in words
+    assert "Its result came after all, when the next attempt had begun" in words
+    assert "Written, too." in words
+    assert "Written, too." not in (await read(node, "/issues/UND-1")).words()
+
+
+async def test_a_run_that_is_being_cancelled_looks_so_until_it_is_over(node: Node) -> None:
+    """R7.1: also on the card of an issue that is closed."""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    cancel = f"POST /api/tasks/{run.id}/cancel"
+    assert cancel in calls(await read(node, "/issues/UND-1"))
+    await told(node, "/api/issues/UND-1/cancel")
+    card = section((await node.person.get("/")).text, "done")
+    assert "Cancelling" in card
+    assert "has not confirmed the end" in card
+    page = await read(node, "/issues/UND-1")
+    assert "Cancelling: laptop/scripted was told" in page.words()
+    assert cancel not in calls(page)
+    await tasks.confirm_stop(node.database, run.holder)
+    assert "Cancelling" not in (await node.person.get("/")).text
+    page = await read(node, "/issues/UND-1")
+    assert "Cancelled" in page.words()
+    assert "POST /api/issues/UND-1/cancel" not in calls(page)
+
+
+async def test_a_comment_shows_whom_it_called_and_the_form_whom_it_will(node: Node) -> None:
+    """R10.2"""
+    board = await Board.set_up(node.database)
+    await begun(board)
+    await board.agent("Otto")
+    assert "Nia is called, unless you name another" in (await read(node, "/issues/UND-1")).words()
+    await told(node, "/api/issues/UND-1/comments", body="And the title?")
+    made = await told(node, "/api/issues/UND-1/comments", body="@Otto, look")
+    page = await read(node, "/issues/UND-1")
+    assert "called Nia, who hears of it when the run at work ends" in page.words()
+    assert "called Otto: its run" in page.words()
+    assert f"/issues/UND-1?run={made['called'][0]['task_id']}#runs-title" in links(page)
+    await node.person.patch("/api/issues/UND-1", json={"status": "done"})
+    words = (await read(node, "/issues/UND-1")).words()
+    assert "@Name calls an agent." in words
+    assert "is called, unless" not in words
+
+
+async def test_to_run_again_stops_what_runs_unless_it_is_to_come_behind_it(node: Node) -> None:
+    """R7.6: the menu says so."""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    bodies = [{"task_id": str(run.id)}, {"fresh": True, "task_id": str(run.id)}]
+    page = await read(node, "/issues/UND-1")
+    after = {"after": True, "task_id": str(run.id)}
+    assert reruns(page) == [*bodies, after]
+    assert page.words().count("Stops the run at work first.") == 2
+    await run.complete("Done.")
+    page = await read(node, "/issues/UND-1")
+    assert reruns(page) == bodies
+    assert "Stops the run at work" not in page.words()
+
+
+def reruns(page: Reader) -> list[Any]:
+    asked = "POST /api/issues/UND-1/rerun"
+    bodies = [each["data-body"] for _, each in page.tags if each.get("data-call") == asked]
+    return [json.loads(str(body)) for body in bodies]
+
+
+def calls(page: Reader) -> set[str | None]:
+    return {each["data-call"] for _, each in page.tags if "data-call" in each}
+
+
+def links(page: Reader) -> set[str | None]:
+    return {each.get("href") for tag, each in page.tags if tag == "a"}
 
 
 async def test_a_running_card_shows_the_last_thing_its_agent_did(node: Node) -> None:
@@ -199,7 +388,7 @@ async def test_an_issue_shows_every_run_with_what_became_of_it(node: Node) -> No
     await tasks.complete(node.database, held, result, session_id=None, work_dir=None)
     words = (await read(node, "/issues/und-1")).words()
     for wanted in (
-        "Nia on laptop · attempt 1",
+        "Nia on laptop · attempt 1 of 2",
         "81.2k tokens",
         "understudy/nia/UND-1",
         "1 commit, 2 files, +9 \N{MINUS SIGN}0",
@@ -240,6 +429,44 @@ async def test_a_machine_shows_what_is_wrong_and_what_it_runs(node: Node) -> Non
     assert "Run `claude /login`" in words
     assert "2.1 offline for" in words
     assert "UND-1 Write it down Nia Preparing" in words
+
+
+async def test_a_machine_out_of_quota_says_until_when(node: Node) -> None:
+    """R5.4"""
+    board = await Board.set_up(node.database)
+    run = await begun(board)
+    await run.fail(FailureReason.QUOTA_EXHAUSTED, "limit reached", retry_after_s=3600.0)
+    assert "Its quota is used up and comes back at " in (await read(node, "/machines")).words()
+    assert "the quota of provider scripted is used up" in (await read(node, "/")).words()
+    await told(node, "/api/issues/UND-1/rerun")
+    assert "quota" not in (await read(node, "/machines")).words()
+
+
+async def test_who_is_there_can_be_pinged_and_who_is_away_and_idle_removed(node: Node) -> None:
+    """R4.7, R4.12"""
+    board = await Board.set_up(node.database)
+    remove = f"DELETE /api/runtimes/{board.runtime_id}"
+    run = await begun(board)
+    page = await read(node, "/machines")
+    assert [each["data-pings"] for _, each in page.tags if "data-pings" in each] == [
+        f"/api/runtimes/{board.runtime_id}/pings"
+    ]
+    assert remove not in calls(page)
+    await runtimes.go_offline(node.database, [board.runtime_id], action="silent")
+    page = await read(node, "/machines")
+    assert not [each for _, each in page.tags if "data-pings" in each]
+    assert remove not in calls(page)
+    await run.complete("Done.")
+    assert remove in calls(await read(node, "/machines"))
+
+
+def test_a_tab_hears_every_kind_of_event_that_is_written() -> None:
+    """R11.4: a browser tells a page only of the kinds that it has asked for."""
+    written = resources.files("understudy").joinpath("schema.sql").read_text()
+    kinds = set(re.findall(r"'((?:task|issue|comment|agent):[a-z]+)'", written))
+    asked = load_static()["events.js"].body.decode()
+    assert {"task:cancelling", "agent:status"} <= kinds
+    assert [kind for kind in kinds | set(EVENT_KIND.values()) if f'"{kind}"' not in asked] == []
 
 
 async def test_the_system_page_names_actors_by_what_they_stand_for(node: Node) -> None:

@@ -32,8 +32,10 @@ SELECT: Final = """
 
 RUNS_MAX: Final = 100
 ACTIVE_MAX: Final = 500
+CALLS_MAX: Final = 1000
 
-# Of each issue that the board shows (store/issues.py) the task in flight, else the newest.
+# Of each issue that the board shows (store/issues.py) the task in flight, else the newest; not one
+# that another's late result has made needless.
 LIVE: Final = """
     select live.id from (
       select id from understudy.issues where workspace_id = $1
@@ -41,7 +43,7 @@ LIVE: Final = """
     cross join lateral (
       select o.id from understudy.tasks o where o.issue_id = shown.id
       order by array_position(array['running', 'dispatched', 'queued', 'deferred'], o.status),
-               o.created_at desc
+               o.failure_reason is not distinct from 'superseded', o.created_at desc
       limit 1) live
 """
 
@@ -67,6 +69,14 @@ class Run:
     issue_key: str | None
     issue_title: str | None
     said: Message | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """An agent that a comment called, and the task that answers; None until its run has ended."""
+
+    agent_name: str
+    task_id: UUID | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,22 @@ async def tokens_of_issue(database: Database, issue_id: UUID) -> dict[UUID, Toke
         issue_id,
     )
     return {row["task_id"]: Tokens(row["fresh"], row["cached"], row["output"]) for row in rows}
+
+
+async def calls_of_issue(database: Database, issue_id: UUID) -> dict[UUID, list[Call]]:
+    """By comment; one that called nobody is not in it."""
+    rows = await database.pool.fetch(
+        "select c.comment_id, c.task_id, a.name from understudy.comments s"
+        " join understudy.calls c on c.comment_id = s.id"
+        " join understudy.agents a on a.id = c.agent_id"
+        " where s.issue_id = $1 order by a.name limit $2",
+        issue_id,
+        CALLS_MAX,
+    )
+    found: dict[UUID, list[Call]] = {}
+    for row in rows:
+        found.setdefault(row["comment_id"], []).append(Call(row["name"], row["task_id"]))
+    return found
 
 
 def _run(row: Record) -> Run:

@@ -11,8 +11,8 @@ from uuid import UUID
 from understudy.core.records import Agent, Issue, Runtime
 from understudy.http.pages import runs
 from understudy.http.pages.runs import RunView
+from understudy.http.site import Site
 from understudy.store import agents, board, issues, runtimes
-from understudy.store.database import Database
 
 COLUMNS: Final = {
     "backlog": ("Backlog", "Nothing starts here until it is moved on."),
@@ -35,11 +35,16 @@ class Card:
         return self.issue.status in {"done", "cancelled"}
 
     @property
+    def shown_run(self) -> RunView | None:
+        """Where somebody has closed the issue only what is not over yet."""
+        return self.run if self.run and (self.run.is_active or not self.is_closed) else None
+
+    @property
     def column(self) -> str:
         """By the facts: what an agent has in hand is in progress before its first word."""
         if self.is_closed:
             return "done"
-        if self.run and self.run.look in {"preparing", "running"}:
+        if self.run and self.run.is_in_hand:
             return "in_progress"
         return self.issue.status
 
@@ -83,31 +88,32 @@ class BoardView:
     to_review: int
     offline: Sequence[str]
     """Devices that are away."""
-
-    @property
-    def is_moving(self) -> bool:
-        return self.running > 0
+    every_ms: int | None
 
 
-async def view(database: Database, workspace_id: UUID) -> BoardView:
+async def view(site: Site, workspace_id: UUID) -> BoardView:
+    database = site.database
     machines = await runtimes.of_workspace(database, workspace_id)
     everyone = await agents.of_workspace(database, workspace_id)
-    live = await board.live_runs(database, workspace_id)
+    found = await board.live_runs(database, workspace_id)
+    shown = await runs.views(site, workspace_id, list(found.values()))
+    live = dict(zip(found, shown, strict=True))
     cards = [
-        Card(issue, runs.view(live[issue.id], machines) if issue.id in live else None)
+        Card(issue, live.get(issue.id))
         for issue in await issues.of_workspace(database, workspace_id)
     ]
-    looks = [card.run.look for card in cards if card.run and not card.is_closed]
+    looks = [card.shown_run.look for card in cards if card.shown_run]
     return BoardView(
         now=await board.now(database),
         columns=columns(cards),
         agents=everyone,
         steps=Steps(bool(machines), bool(everyone), bool(cards), bool(live)),
-        running=looks.count("running") + looks.count("preparing"),
+        running=sum(look in runs.IN_HAND for look in looks),
         waiting=looks.count("waiting"),
         failed=looks.count("failed"),
         to_review=sum(card.issue.status == "in_review" for card in cards),
         offline=devices_away(machines),
+        every_ms=runs.every_ms(shown),
     )
 
 

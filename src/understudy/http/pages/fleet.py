@@ -11,6 +11,7 @@ from uuid import UUID
 from understudy.core.records import Agent, Runtime
 from understudy.http.pages import runs
 from understudy.http.pages.runs import RunView
+from understudy.http.site import Site
 from understudy.store import agents, board, runtimes
 from understudy.store.database import Database
 
@@ -42,6 +43,12 @@ class Machine:
         return max(offer.runtime.last_seen_at for offer in self.offers)
 
     @property
+    def pinged(self) -> UUID | None:
+        """One daemon answers for all that it offers."""
+        there = (each.runtime.id for each in self.offers if each.runtime.status == "online")
+        return next(there, None)
+
+    @property
     def busy(self) -> int:
         return sum(len(offer.runs) for offer in self.offers)
 
@@ -50,10 +57,7 @@ class Machine:
 class MachinesView:
     now: datetime
     machines: Sequence[Machine]
-
-    @property
-    def is_moving(self) -> bool:
-        return any(machine.busy for machine in self.machines)
+    every_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -65,30 +69,31 @@ class Worker:
 
     @property
     def at_work(self) -> int:
-        return sum(run.look in {"preparing", "running"} for run in self.runs)
+        return sum(run.is_in_hand for run in self.runs)
 
 
 @dataclass(frozen=True)
 class AgentsView:
     now: datetime
     workers: Sequence[Worker]
+    every_ms: int | None
 
 
-async def machines_view(database: Database, workspace_id: UUID) -> MachinesView:
-    found = await runtimes.of_workspace(database, workspace_id)
-    active = await _active(database, workspace_id, found)
-    held = [run for run in active if run.task.runtime_id and run.look in {"preparing", "running"}]
+async def machines_view(site: Site, workspace_id: UUID) -> MachinesView:
+    found = await runtimes.of_workspace(site.database, workspace_id)
+    held = [run for run in await _active(site, workspace_id) if run.is_in_hand]
     by_daemon = sorted(found, key=lambda each: (each.device_name, each.daemon_id, each.provider))
     machines = [
         _machine(list(group), held) for _, group in groupby(by_daemon, lambda each: each.daemon_id)
     ]
     machines.sort(key=lambda machine: (not machine.is_online, machine.name))
-    return MachinesView(await board.now(database), machines)
+    return MachinesView(await board.now(site.database), machines, runs.every_ms(held))
 
 
-async def agents_view(database: Database, workspace_id: UUID) -> AgentsView:
+async def agents_view(site: Site, workspace_id: UUID) -> AgentsView:
+    database = site.database
     found = await runtimes.of_workspace(database, workspace_id)
-    active = await _active(database, workspace_id, found)
+    active = await _active(site, workspace_id)
     workers = [
         Worker(
             agent=agent,
@@ -97,7 +102,7 @@ async def agents_view(database: Database, workspace_id: UUID) -> AgentsView:
         )
         for agent in await agents.of_workspace(database, workspace_id)
     ]
-    return AgentsView(await board.now(database), workers)
+    return AgentsView(await board.now(database), workers, runs.every_ms(active))
 
 
 async def providers(database: Database, workspace_id: UUID) -> list[str]:
@@ -121,10 +126,10 @@ def fitting(agent: Agent, machines: Iterable[Runtime]) -> list[str]:
     )
 
 
-async def _active(
-    database: Database, workspace_id: UUID, machines: Sequence[Runtime]
-) -> list[RunView]:
-    return [runs.view(run, machines) for run in await board.active_runs(database, workspace_id)]
+async def _active(site: Site, workspace_id: UUID) -> list[RunView]:
+    return await runs.views(
+        site, workspace_id, await board.active_runs(site.database, workspace_id)
+    )
 
 
 def _machine(found: Sequence[Runtime], held: Sequence[RunView]) -> Machine:

@@ -30,20 +30,19 @@ def blueprint(site: Site) -> Blueprint:
     _add_files(routes)
     _add_errors(routes, pages)
     _add_issue(routes, site, pages)
-    database = site.database
 
     async def show_board(person: Person) -> object:
-        return await board.view(database, person.workspace.id)
+        return await board.view(site, person.workspace.id)
 
     async def show_agents(person: Person) -> object:
-        return await fleet.agents_view(database, person.workspace.id)
+        return await fleet.agents_view(site, person.workspace.id)
 
     async def show_machines(person: Person) -> object:
-        return await fleet.machines_view(database, person.workspace.id)
+        return await fleet.machines_view(site, person.workspace.id)
 
     async def show_system(person: Person) -> object:
         now = site.tree.snapshot(trio.current_time())
-        return await tree.view(database, person.workspace.id, now)
+        return await tree.view(site.database, person.workspace.id, now)
 
     _add_page(routes, pages, "/", "board", show_board)
     _add_page(routes, pages, "/agents", "agents", show_agents)
@@ -114,7 +113,7 @@ def _add_issue(routes: Blueprint, site: Site, pages: Pages) -> None:
         chosen: UUID | None = auth.parse_id(run, "run") if run else None
 
         async def show_issue(person: Person) -> object:
-            return await issue.view(site.database, person.workspace.id, name, chosen)
+            return await issue.view(site, person.workspace.id, name, chosen)
 
         return show_issue
 

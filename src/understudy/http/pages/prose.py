@@ -20,7 +20,7 @@ MARKS: Final = re.compile(r"`([^`\n]+)`|\*\*([^*\n]+)\*\*")
 
 def prose(text: str) -> Markup:
     return Markup("").join(
-        Markup("<pre>{}</pre>").format(block) if is_code else _marked(block)
+        Markup("<pre>{}</pre>").format(block) if is_code else marked(block)
         for is_code, block in _blocks(text)
     )
 
@@ -39,7 +39,8 @@ def _blocks(text: str) -> Iterator[tuple[bool, str]]:
         yield is_code, "\n".join(lines)
 
 
-def _marked(block: str) -> Markup:
+def marked(block: str) -> Markup:
+    """For what is no text of its own but a sentence of a page."""
     parts, end = [], 0
     for mark in MARKS.finditer(block):
         code, strong = mark.groups()

@@ -9,9 +9,10 @@ from typing import final
 import jinja2
 
 from understudy.core.records import Agent, Priority
+from understudy.core.words import time_of_day
 from understudy.http.pages import words
 from understudy.http.pages.assets import load_templates
-from understudy.http.pages.prose import prose
+from understudy.http.pages.prose import marked, prose
 
 
 @final
@@ -28,6 +29,8 @@ class Renderer:
             "count": words.count,
             "initials": words.initials,
             "prose": prose,
+            "marked": marked,
+            "opening": words.opening,
             "priority": lambda number: Priority(number).name.lower(),
             "tint": words.tint,
             "tokens": words.tokens,
@@ -35,6 +38,7 @@ class Renderer:
             "age": lambda then, now: words.age(_seconds(then, now)),
             "elapsed": lambda then, now: words.duration(_seconds(then, now)),
             "limit": _limit,
+            "moment": lambda then, now: time_of_day(then, today=now),
         }
 
     def render(self, template: str, context: Mapping[str, object]) -> str:

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
-from understudy.core.lifecycle import ACTIVE, Status
+from understudy.core.lifecycle import ACTIVE, Move, Status
 from understudy.core.reasons import REASONS
-from understudy.core.records import Runtime, Task
+from understudy.core.records import Task
+from understudy.core.situation import Constraint
 from understudy.http.pages import words
+from understudy.http.site import Site
+from understudy.http.why import why
 from understudy.store.board import Run
+from understudy.wire.board import Why
 
-Look = Literal["waiting", "preparing", "running", "finished", "failed", "cancelled"]
+Look = Literal["waiting", "preparing", "running", "cancelling", "finished", "failed", "cancelled"]
+IN_HAND: Final = frozenset({"preparing", "running", "cancelling"})
+
+C = Constraint
+STUCK: Final = frozenset(
+    {
+        C.AGENT_ARCHIVED,
+        C.NO_RUNTIME,
+        C.RUNTIME_OFFLINE,
+        C.RUNTIME_PROBLEM,
+        C.CLAIM_EXPIRED,
+        C.TAKEOVER_GRACE,
+        C.ALONE_GRACE,
+        C.STOP_UNCONFIRMED,
+    }
+)
+"""What somebody could do something about."""
+
+MOVING_MS: Final = 5_000
+WAITING_MS: Final = 15_000
 
 
 @dataclass(frozen=True)
 class RunView:
     """`since` counts up while the run is active; `lasted` is how long it ran. `line` is the last
-    thing it told, or why it waits."""
+    thing it told while it works, else why it is where it is, or how it ended."""
 
     id: UUID
     look: Look
@@ -28,18 +51,41 @@ class RunView:
     since: datetime | None
     lasted: str | None
     line: str
+    why: Why | None
+    """Of a run that has not ended."""
     step: int | None
     total: int | None
     agent_name: str
     device_name: str | None
     issue_key: str | None
     issue_title: str | None
-    attempt: int
     task: Task
 
     @property
     def is_active(self) -> bool:
         return self.task.status in ACTIVE
+
+    @property
+    def is_in_hand(self) -> bool:
+        return self.look in IN_HAND
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.why is not None and self.why.constraint in STUCK
+
+    @property
+    def attempt(self) -> str:
+        return f"attempt {self.task.attempt} of {self.task.max_attempts}"
+
+    @property
+    def is_late(self) -> bool:
+        """R6.5: its result came when it had been given up."""
+        return self.task.move is Move.COMPLETE_LATE
+
+    @property
+    def kept(self) -> str:
+        """R6.5: what it had to say when another attempt had begun already."""
+        return str(self.result.get("output") or "") if self.task.status is Status.FAILED else ""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -50,7 +96,22 @@ class RunView:
         return words.changes(self.result.get("changes") or {})
 
 
-def view(run: Run, machines: Iterable[Runtime]) -> RunView:
+async def views(site: Site, workspace_id: UUID, found: Sequence[Run]) -> list[RunView]:
+    """Why they are where they are is one question for all of them (R10.4)."""
+    active = [run.task.id for run in found if run.task.status in ACTIVE]
+    told = await why(site, workspace_id, active)
+    return [view(run, told.get(run.task.id)) for run in found]
+
+
+def every_ms(shown: Iterable[RunView]) -> int | None:
+    """How often the page looks again by itself: sentences tell how long things last."""
+    active = [run for run in shown if run.is_active]
+    if any(run.is_in_hand for run in active):
+        return MOVING_MS
+    return WAITING_MS if active else None
+
+
+def view(run: Run, told: Why | None) -> RunView:
     task = run.task
     look, label = _look(task)
     progress = task.progress or {}
@@ -60,24 +121,24 @@ def view(run: Run, machines: Iterable[Runtime]) -> RunView:
         label=label,
         since=_since(task),
         lasted=_lasted(task),
-        line=_line(run, machines),
+        line=_line(run, told),
+        why=told,
         step=progress.get("step"),
         total=progress.get("total"),
         agent_name=run.agent_name,
         device_name=run.device_name,
         issue_key=run.issue_key,
         issue_title=run.issue_title,
-        attempt=task.attempt,
         task=task,
     )
 
 
 def _look(task: Task) -> tuple[Look, str]:
     if task.cancel_requested_at and task.status in ACTIVE:
-        return "waiting", "Cancelling"
+        return "cancelling", "Cancelling"
     match task.status:
         case Status.DEFERRED:
-            return "waiting", "Waiting to retry"
+            return "waiting", "Waiting to retry" if task.attempt > 1 else "Waiting"
         case Status.QUEUED:
             return "waiting", "Queued"
         case Status.DISPATCHED:
@@ -90,10 +151,12 @@ def _look(task: Task) -> tuple[Look, str]:
             assert task.failure_reason is not None
             return "failed", REASONS[task.failure_reason]
         case Status.CANCELLED:
-            return "cancelled", "Cancelled"
+            return "cancelled", REASONS[task.failure_reason] if task.failure_reason else "Cancelled"
 
 
 def _since(task: Task) -> datetime | None:
+    if task.status in ACTIVE and task.cancel_requested_at:
+        return task.cancel_requested_at
     match task.status:
         case Status.QUEUED | Status.DEFERRED:
             return task.created_at
@@ -111,26 +174,17 @@ def _lasted(task: Task) -> str | None:
     return words.between(task.started_at, task.completed_at)
 
 
-def _line(run: Run, machines: Iterable[Runtime]) -> str:
+def _line(run: Run, told: Why | None) -> str:
     task = run.task
-    if task.status is Status.QUEUED:
-        return why_queued(task, machines)
-    if task.status is Status.RUNNING:
-        told = str((task.progress or {}).get("summary") or "")
-        return told or (words.said(run.said) if run.said else "")
-    return (task.error or "").strip().partition("\n")[0] if task.status is Status.FAILED else ""
+    if told is None or told.constraint is None:
+        ended_badly = task.status in {Status.FAILED, Status.CANCELLED}
+        return (task.error or "").strip().partition("\n")[0] if ended_badly else ""
+    if told.constraint is not Constraint.WORKING:
+        return short(told)
+    said = str((task.progress or {}).get("summary") or "")
+    return said or (words.said(run.said) if run.said else "")
 
 
-def why_queued(task: Task, machines: Iterable[Runtime]) -> str:
-    """Who would have to come back. Empty while a machine is there: then it is taken soon."""
-    fitting = [
-        each
-        for each in machines
-        if each.provider == task.provider and task.runtime_id in {None, each.id}
-    ]
-    if not fitting:
-        return f"no machine offers {task.provider}"
-    if any(each.status == "online" for each in fitting):
-        return ""
-    names = " and ".join(sorted({each.device_name or each.name for each in fitting})[:2])
-    return f"{task.provider} on {names} is offline"
+def short(told: Why) -> str:
+    """Without the status, which stands beside it."""
+    return told.sentence.removeprefix(f"{told.status}: ").removeprefix("cancelling: ")

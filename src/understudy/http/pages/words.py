@@ -68,6 +68,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def opening(sentence: str) -> str:
+    """As it begins a line; `str.capitalize` would lower the rest."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def initials(name: str) -> str:
     words = name.replace("-", " ").replace("_", " ").replace(".", " ").split()
     return "".join(word[0] for word in words[:2]).upper() or "?"

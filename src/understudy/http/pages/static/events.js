@@ -4,7 +4,7 @@
 
 const KINDS = [
   "task:deferred", "task:queued", "task:dispatch", "task:running", "task:progress",
-  "task:completed", "task:failed", "task:cancelled",
+  "task:cancelling", "task:completed", "task:failed", "task:cancelled",
   "issue:created", "issue:updated", "issue:deleted",
   "comment:created", "comment:updated", "comment:deleted",
   "agent:status", "daemon:register",

@@ -1,5 +1,6 @@
-// Forms and selects that call the JSON API, and say in their place what went wrong.
+// Forms, buttons and selects that call the JSON API, and say in their place what went wrong.
 
+import { called } from "./called.js";
 import { call, toast } from "./calls.js";
 import { startCopying } from "./copying.js";
 import { refresh } from "./parts.js";
@@ -18,7 +19,19 @@ function click(event) {
   if (opens) document.getElementById(opens).showModal();
   else if (target?.hasAttribute("data-closes") || event.target.tagName === "DIALOG") target.closest("dialog").close();
   else if (target?.hasAttribute("data-logs-out")) logOut();
+  else if (target?.matches("button[data-call]")) act(target);
   for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+}
+
+async function act(button) {
+  if (button.getAttribute("aria-busy") === "true") return;
+  button.setAttribute("aria-busy", "true");
+  const answer = await call(button.dataset.call, JSON.parse(button.dataset.body ?? "{}"));
+  button.removeAttribute("aria-busy");
+  button.closest("details.menu")?.removeAttribute("open");
+  if (answer.error) toast(answer.error);
+  else if (button.dataset.goes && location.search) return location.assign(button.dataset.goes);
+  refresh();
 }
 
 async function logOut() {
@@ -44,12 +57,14 @@ async function submit(event) {
   event.preventDefault();
   if (form.getAttribute("aria-busy") === "true") return;
   complain(form, "");
+  if (form.dataset.tells) tell(form, "");
   form.setAttribute("aria-busy", "true");
   const answer = await call(form.dataset.call, fields(form));
   form.removeAttribute("aria-busy");
   if (answer.error) return complain(form, answer.error);
   form.reset();
-  if (form.dataset.shows) show(form, answer);
+  if (form.dataset.tells) tell(form, called(answer));
+  else if (form.dataset.shows) show(form, answer);
   else form.closest("dialog")?.close();
   refresh();
 }
@@ -61,6 +76,10 @@ function show(form, answer) {
   form.querySelector(".command code").textContent = command;
   form.querySelector("[data-copies]").dataset.copies = command;
   form.querySelector(".command").hidden = false;
+}
+
+function tell(form, words) {
+  form.querySelector(".told").textContent = words;
 }
 
 async function change(event) {

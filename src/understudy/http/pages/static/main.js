@@ -6,12 +6,14 @@ import * as events from "./events.js";
 import * as forms from "./forms.js";
 import * as parts from "./parts.js";
 import * as phone from "./phone.js";
+import * as ping from "./ping.js";
 import * as transcript from "./transcript.js";
 
 clock.start();
 dragging.start();
 forms.start();
 phone.start();
+ping.start();
 transcript.start();
 parts.start();
 events.start();

@@ -7,7 +7,7 @@ export function start() {
   if (!board) return;
   board.addEventListener("scroll", mark, { passive: true });
   narrow.addEventListener("change", mark);
-  const live = board.querySelector(".card-running, .card-preparing") ?? board.querySelector(".card");
+  const live = board.querySelector(".card-running, .card-preparing, .card-cancelling") ?? board.querySelector(".card");
   if (narrow.matches && live && !location.hash) reveal(board, live.closest(".column"));
 }
 
