@@ -82,7 +82,8 @@ async def test_a_run_cancelled_while_its_machine_is_cut_off_ends_when_it_is_back
         await workplace.crossing.cut()
         await workplace.node.person.post(f"/api/tasks/{task}/cancel")
         workplace.crossing.mend()
-        ended = await workplace.wait_status(task, "cancelled")
+        with trio.fail_after(STOP_S):
+            ended = await workplace.wait_status(task, "cancelled")
         assert ended["error"] is None
         assert processes.marked(task) == []
 

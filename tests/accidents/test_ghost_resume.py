@@ -6,64 +6,49 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from understudy.testing.workplace import Workplace
 
-# Claude Code, as it does with its transcripts in a directory that may be lost.
-CLAUDE = """#!/bin/sh
+# Claude Code, when it loses its transcripts: what it began it cannot resume. Then its network goes.
+CLAUDE = r"""#!/bin/sh
 [ "$1" = --version ] && { echo "2.1.197 (Claude Code)"; exit; }
 echo "$*" >> TRACE
-while [ $# -gt 0 ]; do
-  case $1 in
-    --resume) id=$2; [ -e "SESSIONS/$id" ] || { echo "No conversation found: $id" >&2; exit 1; };;
-    --session-id) id=$2;;
-  esac
-  shift
-done
+case "$*" in *--resume*) echo "No conversation found with session ID" >&2; exit 1;; esac
+[ -e BEGUN ] && { echo "Unable to connect to API" >&2; exit 1; }
 read -r prompt
-touch "SESSIONS/$id"
-echo "{\\"type\\":\\"system\\",\\"subtype\\":\\"init\\",\\"session_id\\":\\"$id\\"}"
-echo "{\\"type\\":\\"assistant\\",\\"session_id\\":\\"$id\\",\\"message\\":{\\"model\\":\\"m\\",\\
-\\"content\\":[{\\"type\\":\\"text\\",\\"text\\":\\"done\\"}]}}"
-echo "{\\"type\\":\\"result\\",\\"subtype\\":\\"RESULT\\",\\"result\\":\\"done\\"}"
+touch BEGUN
+while [ "$1" != --session-id ]; do shift; done
+said='{"model":"m","content":[{"type":"text","text":"hello"}]}'
+error='API Error: Unable to connect to API'
+printf '{"type":"system","subtype":"init","session_id":"%s"}\n' "$2"
+printf '{"type":"assistant","session_id":"%s","message":%s}\n' "$2" "$said"
+printf '{"type":"result","subtype":"success","is_error":true,"result":"%s"}\n' "$error"
 read -r rest
 """
 
 
-def install(workplace: Workplace, directory: Path, result: str) -> None:
-    claude = directory / "claude"
-    script = CLAUDE.replace("\\\n", "").replace("RESULT", result)
-    script = script.replace("TRACE", str(directory / "trace"))
-    claude.write_text(script.replace("SESSIONS", str(directory / "sessions")))
-    claude.chmod(0o755)
+def install(workplace: Workplace, directory: Path) -> None:
+    directory.mkdir()
+    script = CLAUDE.replace("BEGUN", str(directory / "begun"))
+    (directory / "claude").write_text(script.replace("TRACE", str(directory / "trace")))
+    (directory / "claude").chmod(0o755)
     search_path = f"{directory}{os.pathsep}{os.environ['PATH']}"
     workplace.config = replace(workplace.config, search_path=search_path)
 
 
-async def run_again(workplace: Workplace) -> str:
-    made = await workplace.node.person.post("/api/issues/UND-1/rerun", json={})
-    return str(made.json()["id"])
-
-
-@pytest.mark.parametrize(
-    ("result", "status"), [("success", "completed"), ("error_during_execution", "failed")]
-)
 async def test_a_session_that_is_gone_is_resumed_once_and_never_again(
-    workplace: Workplace, tmp_path: Path, result: str, status: str
+    workplace: Workplace, tmp_path: Path
 ) -> None:
-    """R5.10: the run that met it goes on afresh; however that ends, the id is not offered again."""
-    (tmp_path / "bin" / "sessions").mkdir(parents=True)
-    install(workplace, tmp_path / "bin", "success")
+    """R5.10: the retry that met it went on afresh; however that ended, it is not offered again."""
+    install(workplace, tmp_path / "bin")
+
+    def asked() -> list[bool]:
+        return ["--resume" in line for line in (tmp_path / "bin/trace").read_text().splitlines()]
+
     async with workplace.open_daemon():
-        first = await workplace.wait_status(await workplace.assign("claude"), "completed")
-    ghost = first["session_id"]
-    (tmp_path / "bin" / "sessions" / ghost).unlink()
-    install(workplace, tmp_path / "bin", result)
-    async with workplace.open_daemon():
-        for _ in range(3):
-            done = await workplace.wait_status(await run_again(workplace), "completed", "failed")
-            assert done["status"] == status
-            assert done["session_id"] != ghost
-    asked = (tmp_path / "bin" / "trace").read_text()
-    assert asked.count(f"--resume {ghost}") == 1
+        first = await workplace.wait_status(await workplace.assign("claude"), "failed")
+        assert first["session_id"], "its retry is offered this"
+        await workplace.wait_status(first["retry_task_id"], "failed")
+        assert asked() == [False, True, False]
+        made = await workplace.node.person.post("/api/issues/UND-1/rerun", json={})
+        await workplace.wait_status(made.json()["id"], "failed")
+    assert (asked().count(True), asked()[3]) == (1, False)

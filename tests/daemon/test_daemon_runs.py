@@ -200,7 +200,8 @@ async def test_a_registration_renews_trust_and_stops_what_is_no_longer_ours(
         while machine.daemon.runs.get(lost.id) is None:  # noqa: ASYNC110  It is on its way.
             await trio.sleep(0.01)
         assert await machine.daemon.connected() == [runtime]
-        assert machine.shop.trust.until(runtime) >= asked_at + 90.0 - MARGIN_S
+        promised = machine.shop.trust.until(runtime) - asked_at
+        assert 90.0 - MARGIN_S <= promised < 90.0
         while not machine.shop.outbox.claims():  # noqa: ASYNC110  A file.
             await trio.sleep(0.01)
     assert machine.shop.outbox.claims() == [(str(lost.id), str(lost.claim_token))]

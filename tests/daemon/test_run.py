@@ -813,10 +813,20 @@ read -r rest
 """
 
 
-async def resuming(bench: Bench, tmp_path: Path) -> None:
+# And as it did once: it begins another session and says so, at the user's cost.
+ANOTHER = """
+case "$*" in *--resume*)
+echo '{"type":"system","subtype":"init","session_id":"another"}'
+echo '{"type":"assistant","session_id":"another","message":{"id":"m0","model":"m",\\
+"content":[{"type":"text","text":"hello"}],"usage":{"input_tokens":10,"output_tokens":20}}}'
+exit 1;; esac
+"""
+
+
+async def resuming(bench: Bench, tmp_path: Path, script: str = CLAUDE) -> None:
     """Its agent has worked on the issue before, in a session that has gone since."""
     claude = tmp_path / "claude"
-    claude.write_text(CLAUDE.replace("\\\n", ""))
+    claude.write_text(script.replace("\\\n", ""))
     claude.chmod(0o755)
     bench.shop.found = {"claude": Found("claude", str(claude), "2.1.197")}
     agent = msgspec.structs.replace(bench.task.agent, custom_args=[])
@@ -858,6 +868,18 @@ async def test_a_refused_session_is_retired_and_the_task_begun_afresh_once(
     assert isinstance(report, Complete)
     assert (report.output, report.session_id) == ("done", "alive")
     assert_clean(bench)
+
+
+async def test_what_a_refused_session_said_and_cost_is_kept(bench: Bench, tmp_path: Path) -> None:
+    """R5.10, R6.7, R6.9: no message takes another's place, and all is on one bill."""
+    lines = CLAUDE.splitlines(keepends=True)
+    lines[2] = ANOTHER
+    await resuming(bench, tmp_path, "".join(lines))
+    assert await bench.run(bench.task)
+    assert bench.times_started() == 2
+    assert [bench.server.said[n].content for n in range(2)] == ["hello", "done"]
+    assert [(each.input_tokens, each.output_tokens) for each in bench.server.usage] == [(13, 24)]
+    assert bench.server.status == "complete"
 
 
 async def test_a_run_stopped_between_a_refused_session_and_its_fresh_start_is_over(
