@@ -43,6 +43,10 @@ OVER: Final = """
     where t.status in ('dispatched', 'running')
     group by a.id having count(*) > a.max_concurrent_tasks
 """
+REQUEUED: Final = """
+    select count(*) from understudy.events
+    where kind = 'task:queued' and payload ->> 'move' = 'requeue'
+"""
 LEFT: Final = """
     select t.id, t.status, i.status as issue_status, count(c.id) as comments
     from understudy.tasks t join understudy.issues i on i.id = t.issue_id
@@ -114,6 +118,7 @@ def _is_sound(story: list[str]) -> bool:
     return life == LIFE and turns >= 1 and waiting == ["task:queued", "task:dispatch"] * turns
 
 
-def requeued(history: Iterable[Record]) -> int:
+async def requeued(database: Database) -> int:
     """How many claims came back."""
-    return sum(row["payload"].get("move") == "requeue" for row in history)
+    count: int = await database.pool.fetchval(REQUEUED)
+    return count
