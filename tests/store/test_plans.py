@@ -43,6 +43,8 @@ REPORT = {"session_id": None, "work_dir": None}
 SHORT = 2000
 """Tasks of a past as long as any list that is shown."""
 QUEUED = 1000
+LISTS = frozenset({"board", "issues"})
+"""For a workspace with few issues all of them are sorted. The next `analyze` corrects that."""
 MORE, SOME = 1.4, 20
 """Indexes grow deeper, and dead rows lie about."""
 UNQUEUE = "delete from understudy.issues where workspace_id = $1 and title = 'Wait'"
@@ -127,15 +129,16 @@ async def test_nothing_takes_longer_for_what_has_been(day: Day, dsn: str, past: 
     print(table(before, outdated, after))  # noqa: T201  `pytest -s` shows it.
     for watch in (outdated, after):
         assert list(whole(watch)) == []
-        assert list(longer(before, watch)) == []
+    assert list(longer(before, outdated, apart_from=LISTS)) == []
+    assert list(longer(before, after)) == []
     assert idle == set(), "an index that no statement here needs"
 
 
 async def live_elsewhere(waiting: int, day: Day, watch: Watch, database: Database) -> None:
     """A claim from the head of a queue, however long; the stream of a workspace that is quiet."""
     board, workspace_id = day.elsewhere, day.elsewhere.workspace_id
-    for _ in range(2):
-        await write_queue(database, [board.nia.id], tasks=waiting)
+    for tasks_count in (8, waiting):
+        await write_queue(database, [board.nia.id], tasks=tasks_count)
         assert await watch("claim of many", board.claim())
         await database.pool.execute(UNQUEUE, workspace_id)
         last = await events.last_id(database)
@@ -152,9 +155,11 @@ def whole(watch: Watch) -> Iterator[str]:
                 yield f"{name} reads {scan.table} whole"
 
 
-def longer(before: Watch, after: Watch) -> Iterator[str]:
+def longer(before: Watch, after: Watch, apart_from: frozenset[str] = frozenset()) -> Iterator[str]:
     pages, rows, rows_before = after.pages(), after.rows(), before.rows()
     for name, pages_before in before.pages().items():
+        if name in apart_from:
+            continue
         if rows[name] > MORE * rows_before[name] + SOME:
             yield f"{name} looks at {rows[name]} rows, it was at {rows_before[name]}"
         # What lay side by side may now lie on a page each.
