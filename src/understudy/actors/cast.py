@@ -158,7 +158,10 @@ class Cast:
             and now < other.heard_at + self.leases.offline_after_s
             for other in self._presences.values()
         )
-        return self.leases.trust_s(may_be_replaced=self.has_peers or any(others))
+        return self.leases.trust_s(
+            may_be_replaced=self.has_peers or any(others),
+            oldest_s=now - min(mine.runs.values(), default=now),
+        )
 
     def ping(self, runtime_id: UUID, ping: Ping) -> None:
         """At once over the link; else with the answer to the next heartbeat (R4.12)."""
@@ -206,10 +209,15 @@ class Cast:
         presence = self._presences.get(row.runtime_id) if row.runtime_id else None
         if presence is None:
             return
+        now = trio.current_time()
         if row.status is Status.DISPATCHED:
-            presence.claims[row.id] = trio.current_time() + self.leases.renew_by_s
+            presence.claims[row.id] = now + self.leases.renew_by_s
+            return
+        presence.claims.pop(row.id, None)
+        if row.status is Status.RUNNING:
+            presence.runs.setdefault(row.id, now)
         else:
-            presence.claims.pop(row.id, None)
+            presence.runs.pop(row.id, None)
 
     def stop_run(self, row: Task) -> None:
         assert row.runtime_id is not None
@@ -231,6 +239,14 @@ class Cast:
         if presence is not None:
             if task_id not in presence.stops:
                 self._push_cancel(presence, task_id)
+            presence.stops.discard(task_id)
+
+    def ended(self, task_id: UUID, runtime_id: UUID) -> None:
+        """Whoever ended it: a sweep, or another node."""
+        presence = self._presences.get(runtime_id)
+        if presence is not None:
+            presence.claims.pop(task_id, None)
+            presence.runs.pop(task_id, None)
             presence.stops.discard(task_id)
 
     def _push_cancel(self, presence: Presence, task_id: UUID) -> None:

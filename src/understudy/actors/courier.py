@@ -21,6 +21,7 @@ from understudy.store.errors import DatabaseUnavailable
 
 CLAIMABLE: Final = {"task:queued", "task:completed", "task:failed", "task:cancelled"}
 """After these something can be claimed: a task, or a slot of its agent (R3.10)."""
+ENDS: Final = CLAIMABLE - {"task:queued"}
 STOPPING: Final = {"task:cancelling", "task:cancelled"}
 DATABASE_RETRY_S: Final = 2.0
 
@@ -65,6 +66,8 @@ class Courier:
                 places.add((event.workspace_id, event.payload["provider"]))
             if event.kind in STOPPING:
                 self._stop(event)
+            if event.kind in ENDS:
+                self._end(event)
             elif event.kind == "task:deferred":
                 self._sweepers.soon("promote")
             elif event.kind == "daemon:register":
@@ -80,6 +83,10 @@ class Courier:
         if event.kind == "task:cancelled":
             tell = self._cast.cancel_confirmed
         tell(event.task_id, UUID(event.payload["runtime_id"]))
+
+    def _end(self, event: Event) -> None:
+        if event.task_id is not None and event.payload["runtime_id"] is not None:
+            self._cast.ended(event.task_id, UUID(event.payload["runtime_id"]))
 
     def _note_machines(self, event: Event) -> None:
         """One that another node has taken off, or has registered, is no longer ours: if it is heard

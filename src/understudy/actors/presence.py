@@ -17,7 +17,8 @@ class Presence:
     """`heard_at` is on trio's clock, stamped when the sign comes in: no mailbox delays it (R4.8).
 
     `link` is what its daemon takes tasks over. `claims` are the tasks it prepares, by when their
-    leases end; `stops` those whose end has been asked for and not confirmed; `pings` who waits.
+    leases end; `runs` those it works on, by when they started; `stops` those whose end has been
+    asked for and not confirmed; `pings` who waits.
     """
 
     workspace_id: UUID
@@ -28,6 +29,7 @@ class Presence:
     """The row says that this node attends it. Who is heard and is not ours is taken over."""
     link: Link | None = None
     claims: dict[UUID, float] = field(default_factory=dict)
+    runs: dict[UUID, float] = field(default_factory=dict)
     stops: set[UUID] = field(default_factory=set)
     pings: dict[UUID, float] = field(default_factory=dict)
     round_trip_s: float | None = None

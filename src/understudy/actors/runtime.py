@@ -102,11 +102,21 @@ class RuntimeActor(Actor[Message]):
             return
         self._presence.is_hinted = False
         self._presence.heard_at = now = trio.current_time()
-        # What an earlier process of this node gave out may expire without our knowing until then.
-        self._knows_claims_at = now + self._around.leases.claim_s
+        await self._remember(now)
         self._polled_at = now - POLL_S  # A link that is open may have waited for this.
         self._presence.is_ours = row.node_id == self._around.node_id
         self._set_deadline()
+
+    async def _remember(self, now: float) -> None:
+        """What it has in flight, from whichever node."""
+        presence = self._presence
+        for each in await runtimes.held(self._database, self._id):
+            if each.lease_left_s is not None:
+                presence.claims[each.task_id] = now + each.lease_left_s
+            if each.age_s is not None:
+                presence.runs[each.task_id] = now - each.age_s
+            if each.is_stopping:
+                presence.stops.add(each.task_id)
 
     async def receive(self, message: Message) -> None:
         match message:
@@ -228,7 +238,6 @@ class RuntimeActor(Actor[Message]):
             now < self._nothing_until
             and self._nothing_since == self._around.changes()
             and now < self._presence.next_expiry()
-            and now >= self._knows_claims_at
         )
 
     async def _claim(self, slots: int, fence: Fence) -> list[ClaimedTask]:

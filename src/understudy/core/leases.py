@@ -33,7 +33,11 @@ class Leases:
         assert 2 * self.renew_every_s < self.renew_by_s <= self.claim_s
         assert 2 * self.node_renew_s < self.node_lease_s
 
-    def trust_s(self, *, may_be_replaced: bool) -> float:
-        """For how long after a sign of life its work is not given to another (R4.11)."""
-        grace_s = self.takeover_grace_s if may_be_replaced else self.alone_grace_s
-        return self.offline_after_s + min(grace_s, self.alone_grace_s)
+    def trust_s(self, *, may_be_replaced: bool, oldest_s: float) -> float:
+        """For how long after a sign of life its work is not given to another (R4.11): until it is
+        lost (R4.2), or the oldest of its runs, of that age, has run for too long (R4.10)."""
+        soonest_s = self.offline_after_s + min(self.takeover_grace_s, self.alone_grace_s)
+        if may_be_replaced:
+            return soonest_s
+        too_long_s = max(soonest_s, self.running_max_s - oldest_s)
+        return min(self.offline_after_s + self.alone_grace_s, too_long_s)

@@ -194,6 +194,29 @@ async def take_over(database: Database, runtime_id: UUID, node_id: UUID) -> Runt
         return read(row, Runtime)
 
 
+@dataclass(frozen=True)
+class Held:
+    """A task in flight: `lease_left_s` while it is prepared, `age_s` once it runs."""
+
+    task_id: UUID
+    lease_left_s: float | None
+    age_s: float | None
+    is_stopping: bool
+
+
+async def held(database: Database, runtime_id: UUID) -> list[Held]:
+    """What a runtime has in flight, for an actor that has just begun."""
+    rows = await database.pool.fetch(
+        "select id as task_id,"
+        " extract(epoch from claim_expires_at - understudy.now())::float8 as lease_left_s,"
+        " extract(epoch from understudy.now() - started_at)::float8 as age_s,"
+        " cancel_requested_at is not null as is_stopping from understudy.tasks"
+        " where runtime_id = $1 and status in ('dispatched', 'running') order by id",
+        runtime_id,
+    )
+    return [Held(**row.as_dict()) for row in rows]
+
+
 async def delete(database: Database, workspace_id: UUID, runtime_id: UUID) -> bool | None:
     """Remove it; False while runs are in flight on it, None if there is none. The history stays."""
     async with database.pool.transaction() as connection:
