@@ -23,8 +23,8 @@ HOUR_S = 3600.0
 def test_the_promise_ends_before_the_server_gives_anything_up(
     *, may_be_replaced: bool, oldest_s: float, trust_s: float
 ) -> None:
-    """R4.2, R4.10, R4.11: lost 45 s after it is offline where another can take over, else after 3 h;
-    a run of 9000 s is timed out once its machine is silent."""
+    """R4.2, R4.10, R4.11: lost 45 s after it is offline where another can take over, else after
+    3 h; a run of 9000 s is timed out once its machine is silent."""
     assert Leases().trust_s(may_be_replaced=may_be_replaced, oldest_s=oldest_s) == trust_s
 
 
