@@ -360,3 +360,133 @@ async def test_the_browser_tells_time_in_the_words_of_the_server(page: Page) -> 
         f" {json.dumps(moments)}.map(each => [clock.duration(each), clock.age(each)]))"
     )
     assert told == [[words.duration(each), words.age(each)] for each in moments]
+
+
+TALK = "document.querySelector('.transcript').innerText"
+STATE = "document.querySelector('.issue-head .state').innerText"
+
+
+async def test_a_run_is_cancelled_by_a_button_and_says_so_until_its_machine_has_confirmed(
+    page: Page, node: Node
+) -> None:
+    """R7.1"""
+    run = await started(node)
+    await page.goto(f"{node.address}/issues/UND-1")
+    await page.click(f"[data-call='POST /api/tasks/{run.id}/cancel']")
+    await page.wait(f"{STATE}.includes('Cancelling') && {TALK}.includes('was told')")
+    assert not await page.script(f"{TALK}.includes('Cancel run')")
+    await run.tell("stopped")
+    await page.wait(f"{STATE}.includes('Cancelled')")
+
+
+async def test_an_issue_is_cancelled_with_all_its_runs(page: Page, node: Node) -> None:
+    run = await started(node)
+    await page.goto(f"{node.address}/issues/UND-1")
+    await page.click("[data-call='POST /api/issues/UND-1/cancel']")
+    await page.wait("document.querySelector('#status').value === 'cancelled'")
+    await page.goto(f"{node.address}/")
+    await page.wait("document.querySelector('#column-done .card-cancelling')")
+    await run.tell("stopped")
+    await page.wait("document.querySelector('#column-done #card-UND-1:not(.card-cancelling)')")
+
+
+NEVER_LOOK = """
+    const later = window.setTimeout;
+    window.setTimeout = (act, ms) => later(act, ms > 1000 ? 2 ** 30 : ms);
+"""
+
+
+async def test_a_tab_hears_at_once_that_somebody_else_cancels(page: Page, node: Node) -> None:
+    """R11.4: it does not wait for its next look, which never comes here."""
+    run = await started(node)
+    await page.ask("Page.addScriptToEvaluateOnNewDocument", source=NEVER_LOOK)
+    await page.goto(f"{node.address}/")
+    await page.wait(f"{LIVE} && document.querySelector('#card-UND-1.card-running')")
+    await node.person.post(f"/api/tasks/{run.id}/cancel")
+    await page.wait("document.querySelector('#card-UND-1.card-cancelling')")
+
+
+async def test_an_older_run_is_run_again_and_the_page_goes_to_the_new_one(
+    page: Page, node: Node
+) -> None:
+    """R7.6"""
+    run = await started(node)
+    await run.tell("fail", failure_reason="auth", error="run `claude /login`")
+    await page.goto(f"{node.address}/issues/UND-1?run={run.id}")
+    assert "Not signed in" in await page.text(".failure")
+    await page.click("#again summary")
+    await page.click("#again .choice:nth-child(2)")
+    await page.wait(f"!location.search && {STATE}.includes('Queued')")
+    assert "Follows attempt 1 of 2 (Not signed in)" in await page.text(".story")
+    again = await run.machine.claim()
+    assert again.id != run.id
+    await page.wait(f"{TALK}.includes('prepares the work directory')")
+
+
+async def test_a_retry_is_one_click_from_the_run_that_failed(page: Page, node: Node) -> None:
+    """R5.4"""
+    run = await started(node)
+    await run.tell("fail", failure_reason="timeout", error="it was silent")
+    await page.goto(f"{node.address}/issues/UND-1?run={run.id}")
+    await page.click(".failure a")
+    await page.wait("document.querySelector('#transcript-title').innerText.includes('2 of 2')")
+    await page.click(".story a")
+    await page.wait("document.querySelector('#transcript-title').innerText.includes('1 of 2')")
+
+
+async def test_who_comments_is_told_whom_it_called(page: Page, node: Node) -> None:
+    """R10.2"""
+    run = await started(node)
+    await page.goto(f"{node.address}/issues/UND-1")
+    await page.write("#say textarea", "And the title?")
+    await page.click("#say button")
+    await page.wait("document.querySelector('#say .told').innerText.startsWith('Nia is at work')")
+    await page.wait("document.querySelector('.call').innerText.includes('called Nia, who hears')")
+    await run.tell("complete", output="Done.")
+    await page.click(".call a")
+    await page.wait(f"{STATE}.includes('Queued') && location.search")
+
+
+async def test_every_way_to_be_called_has_words(page: Page) -> None:
+    outcomes = ["enqueued", "joined", "waiting", "too_many_hops"]
+    told = await page.script(
+        "import('/static/called.js').then(({called}) => "
+        f"{json.dumps(outcomes)}.map(outcome => called({{called: [{{agent: 'Nia', outcome}}]}})))"
+    )
+    assert len(set(told)) == len(outcomes)
+    assert all(sentence.startswith("Nia ") for sentence in told)
+
+
+async def answer_pings(machine: Machine) -> None:
+    """What a daemon does that only asks."""
+    while True:
+        heard = await machine.post("heartbeat", {"runtime_id": machine.runtime})
+        if "pending_ping" in heard:
+            ping_id = heard["pending_ping"]["id"]
+            await machine.post(f"runtimes/{machine.runtime}/pong", {"ping_id": ping_id})
+
+
+async def test_a_machine_is_pinged_and_the_round_trip_stays_while_the_page_changes(
+    page: Page, node: Node, nursery: trio.Nursery
+) -> None:
+    """R4.12"""
+    run = await started(node)
+    nursery.start_soon(answer_pings, run.machine)
+    await page.goto(f"{node.address}/machines")
+    await page.click("[data-pings]")
+    await page.wait("/^\\d+ ms$/.test(document.querySelector('.pong').innerText)")
+    told = await page.text(".pong")
+    await run.tell("complete", output="Done.")
+    await page.wait("document.querySelector('.machine').innerText.includes('idle')")
+    assert await page.text(".pong") == told
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_that_went_away_can_be_removed(page: Page, node: Node) -> None:
+    """R4.7"""
+    machine = await register(node)
+    await page.goto(f"{node.address}/machines")
+    assert not await page.script("document.querySelector('[data-call^=DELETE]')")
+    await machine.post("deregister", {"runtime_ids": [machine.runtime]})
+    await page.click("[data-call^=DELETE]")
+    await page.wait("document.querySelector('.empty').innerText.includes('No machine yet')")
