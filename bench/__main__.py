@@ -13,7 +13,7 @@ import click
 import msgspec
 import trio
 
-from bench import lifecycles, machine, report, round_trips, starts
+from bench import lifecycles, machine, past, report, round_trips, starts
 from bench.installation import durable_server
 from understudy.store.binaries import find_binaries
 
@@ -28,13 +28,29 @@ class Extent:
     repository_starts: int
     life_rounds: int
     life_s: int
+    past_tasks: int
+    past_rounds: int
 
 
 FULL: Final = Extent(
-    trip_rounds=9, trip_s=0.2, plain_starts=40, repository_starts=15, life_rounds=3, life_s=3
+    trip_rounds=9,
+    trip_s=0.2,
+    plain_starts=40,
+    repository_starts=15,
+    life_rounds=3,
+    life_s=3,
+    past_tasks=1_000_000,
+    past_rounds=2000,
 )
 QUICK: Final = Extent(
-    trip_rounds=3, trip_s=0.1, plain_starts=8, repository_starts=0, life_rounds=1, life_s=2
+    trip_rounds=3,
+    trip_s=0.1,
+    plain_starts=8,
+    repository_starts=0,
+    life_rounds=1,
+    life_s=2,
+    past_tasks=50_000,
+    past_rounds=500,
 )
 
 
@@ -61,9 +77,14 @@ def main(*, quick: bool, as_json: bool) -> None:
             partial(lifecycles.measure, server, rounds=extent.life_rounds, run_s=extent.life_s)
         )
         _show(report.lifecycles(lived, extent.life_rounds))
+        remembered = trio.run(
+            partial(past.measure, server, tasks=extent.past_tasks, rounds=extent.past_rounds)
+        )
+        _show(report.past(remembered, extent.past_tasks, extent.past_rounds))
     _show([f"Took {time.perf_counter() - began:.0f} s; the load is {machine.load():.1f} now."])
     if as_json:
         found = {"round_trips": trips, "starts": started, "lifecycles": lived}
+        found["past"] = remembered
         print(msgspec.json.encode({"cores": machine.cores(), **found}).decode())
 
 

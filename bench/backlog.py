@@ -9,30 +9,18 @@ from uuid import UUID
 from understudy.core.records import Agent
 from understudy.store import agents, runtimes
 from understudy.store.database import Database
+from understudy.testing.history import write_queue
 from understudy.wire.board import CreateAgent
 
 PROVIDER: Final = "bench"
 IN_FLIGHT_MAX: Final = 1000
 TEXT: Final = "It is done."
 
-ISSUES: Final = """
-insert into understudy.issues (id, workspace_id, number, title)
-select gen_random_uuid(), $1, newest + n, 'A lifecycle'
-from generate_series(1, $2::int) n,
-     (select coalesce(max(number), 0) as newest from understudy.issues where workspace_id = $1) i
-"""
-TASKS: Final = """
-select count(*) from understudy.agents a
-join understudy.issues i on i.workspace_id = a.workspace_id
-cross join lateral understudy.enqueue_task(gen_random_uuid(), i, a, 'assign') t
-where a.id = $1 and not exists (select from understudy.tasks t where t.issue_id = i.id)
-"""
-# Or the server would read thousands of them while it is being measured.
-NO_EVENTS: Final = "set local session_replication_role = replica"
 VACUUM: Final = (
     "vacuum analyze understudy.tasks, understudy.issues, understudy.comments,"
-    " understudy.task_messages, understudy.events"
+    " understudy.task_messages, understudy.usage, understudy.calls, understudy.events"
 )
+MADE: Final = "select count(*)::int from understudy.issues"
 WAITING: Final = "select count(*)::int from understudy.tasks where status = 'queued'"
 
 
@@ -53,15 +41,13 @@ class Queue:
         pool = self.database.pool
         missing = length - await pool.fetchval(WAITING)
         if missing > 0:
-            async with pool.transaction() as connection:
-                await connection.execute(NO_EVENTS)
-                await connection.execute(ISSUES, self.agent.workspace_id, missing)
-                await connection.execute(TASKS, self.agent.id)
+            made = await pool.fetchval(MADE)
+            await write_queue(self.database, [self.agent.id], tasks=missing, behind=made)
             await pool.execute(VACUUM)
 
     async def runtime(self) -> UUID:
         """One that may claim, without a daemon behind it."""
         machine = runtimes.Machine(self.agent.workspace_id, "pgbench", "here", None)
         offer = runtimes.Offer(PROVIDER, PROVIDER, "here", "1", "online", None)
-        (made,) = await runtimes.register(self.database, machine, [offer])
+        (made,) = (await runtimes.register(self.database, machine, [offer])).runtimes
         return made.id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import SystemRandom
@@ -57,6 +57,12 @@ class Crew:
 
     def link_changed(self) -> None:
         pass  # Nobody asks.
+
+    def stop(self, task_ids: Sequence[UUID]) -> None:
+        assert not task_ids, "nobody cancels here"
+
+    def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
+        pass  # It runs nothing that could outlive its trust.
 
     def take(self, tasks: list[ClaimedTask]) -> None:
         for task in tasks:

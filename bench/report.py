@@ -9,6 +9,7 @@ from typing import Final
 from bench import machine
 from bench.cost import MILLI, Run
 from bench.lifecycles import Lifecycles
+from bench.past import Move, Times
 from bench.round_trips import Compared
 from bench.starts import STEPS, Starts
 from bench.trips.orders import BATCH, Trip
@@ -74,6 +75,17 @@ def lifecycles(found: Lifecycles, rounds: int) -> Iterable[str]:
         yield f"No ratio: {found.why_no_pgbench}."
     best = max(found.websocket.values(), key=lambda run: run.per_s)
     yield f"What limits the websocket at its best: {bottleneck(best, machine.cores())}."
+
+
+def past(found: dict[Move, Times], tasks: int, rounds: int) -> Iterable[str]:
+    yield f"The same moves with nothing behind them and with {tasks:,} finished tasks: us,"
+    yield f"medians of {rounds} in each database, taken in turns."
+    yield ""
+    rows = [
+        [move, f"{times.young_us:.0f}", f"{times.old_us:.0f}", f"x{times.ratio:.2f}"]
+        for move, times in found.items()
+    ]
+    yield from table(["", "empty", "long past", "ratio"], rows)
 
 
 def _run(name: str, run: Run, pgbench: list[float]) -> list[str]:
