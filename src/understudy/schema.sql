@@ -789,6 +789,19 @@ declare
   claimed understudy.tasks[];
 begin
   select * into place from understudy.runtimes where id = p_runtime and retired_at is null;
+  -- A look first, that locks nothing: a thousand idle runtimes ask, and to lock is to write (R4.3).
+  -- What is committed behind it wakes them.
+  if not exists (
+      select from understudy.tasks t
+      where t.runtime_id = p_runtime and t.status = 'dispatched' and t.claim_expires_at <= understudy.now())
+    and not exists (
+      select from understudy.agents a cross join lateral (
+        select from understudy.tasks t
+        where t.agent_id = a.id and t.status = 'queued' and (t.runtime_id = p_runtime or t.runtime_id is null)
+        order by t.rank, t.id limit 1) waiting
+      where a.workspace_id = place.workspace_id and a.provider = place.provider and a.archived_at is null) then
+    return;
+  end if;
   perform 1 from understudy.agents
     where workspace_id = place.workspace_id and provider = place.provider and archived_at is null
     order by id for no key update;
