@@ -1447,14 +1447,14 @@ end $$;
 
 -- R4.2: in flight on a runtime that is offline past its grace. The short grace holds where another
 -- runtime can take over: one that was there when this one was last heard (R4.11: only then has its
--- daemon been told to stop in time).
+-- daemon been told to stop in time), for so long that this one's node knew of the other's by then.
 create function understudy.may_be_taken_over(p_task understudy.tasks, p_from understudy.runtimes)
 returns boolean language plpgsql stable as $$
 begin
   return exists (
     select from understudy.runtimes o join understudy.agents a on a.id = p_task.agent_id and a.runtime_id is null
     where o.workspace_id = p_from.workspace_id and o.provider = p_from.provider and o.status = 'online'
-      and o.id <> p_from.id and o.online_since <= p_from.last_seen_at);
+      and o.id <> p_from.id and o.online_since <= p_from.last_seen_at - interval '15 seconds');
 end $$;
 
 create function understudy.lose_tasks(p_takeover interval, p_alone interval, p_max int, p_jitter float8)

@@ -26,7 +26,7 @@ LEAVE_S: Final = 3.0
 
 @final
 class NodeLease:
-    """`tell` hears after each renewal whether other nodes live."""
+    """`tell` hears after each renewal whether there are other nodes."""
 
     def __init__(
         self, database: Database, config: ServerConfig, node_id: UUID, tell: Callable[[bool], None]
@@ -60,7 +60,7 @@ class NodeLease:
         asked_at = trio.current_time()
         lease_s = self._leases.node_lease_s
         try:
-            living = await nodes.renew(self._database, self._id, self._address, lease_s=lease_s)
+            has_peers = await nodes.renew(self._database, self._id, self._address, lease_s=lease_s)
         except DatabaseUnavailable:
             if not self._is_away:
                 logger.warning("node %s does not renew its lease: the database is away", self._id)
@@ -70,7 +70,7 @@ class NodeLease:
         if asked_at >= self._expires_at:
             self._held_since = trio.current_time()
         self._expires_at = asked_at + lease_s
-        self._tell(living > 1)
+        self._tell(has_peers)
 
     async def _leave(self) -> None:
         try:

@@ -8,9 +8,10 @@ from uuid import UUID
 from understudy.store.database import Database
 
 
-async def renew(database: Database, node_id: UUID, address: str, *, lease_s: float) -> int:
-    """Say that this node lives; how many do."""
-    living: int = await database.pool.fetchval(
+async def renew(database: Database, node_id: UUID, address: str, *, lease_s: float) -> bool:
+    """Say that this node lives; whether it has peers: others that live, or whose machines are there
+    still and may come here any moment."""
+    has_peers: bool = await database.pool.fetchval(
         """
         with mine as (
           insert into understudy.nodes as n (id, address, lease_since, lease_expires_at)
@@ -20,14 +21,16 @@ async def renew(database: Database, node_id: UUID, address: str, *, lease_s: flo
                                else n.lease_since end,
             lease_expires_at = excluded.lease_expires_at
           returning id
-        ) select count(*)::int + 1 from understudy.nodes
-          where lease_expires_at > understudy.now() and id <> $1 and exists (select from mine)
+        ) select exists (select from understudy.nodes n, mine
+                         where n.id <> mine.id and n.lease_expires_at > understudy.now())
+              or exists (select from understudy.runtimes r, mine
+                         where r.status = 'online' and r.node_id <> mine.id)
         """,
         node_id,
         address,
         timedelta(seconds=lease_s),
     )
-    return living
+    return has_peers
 
 
 async def leave(database: Database, node_id: UUID) -> None:
