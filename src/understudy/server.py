@@ -72,9 +72,9 @@ async def run_server(
             mailbox_max=16,
             policy=RestartPolicy(),
         )
-        listener = Listener(partial(_dial, config), node_id, partial(broadcast.nudged, news))
         cast = Cast(database, node_id=node_id, leases=config.leases, tail=tail, news=news)
-        lease = NodeLease(database, config, node_id, partial(_meet, cast, notifier))
+        lease = NodeLease(database, config, node_id, partial(_tell_peers, cast, notifier))
+        listener = Listener(partial(_dial, config), node_id, partial(_hear_peers, cast, lease))
         sweepers = Sweepers(
             all_sweeps(database, node_id, config.leases, lease.may_judge),
             partial(cast.committed, None),
@@ -96,8 +96,17 @@ async def run_server(
         await trio.sleep_forever()
 
 
-def _meet(cast: Cast, notifier: Notifier, has_peers: bool) -> None:  # noqa: FBT001  # As told.
+def _tell_peers(cast: Cast, notifier: Notifier, has_peers: bool) -> None:  # noqa: FBT001
+    """Who has just come speaks first: the others may not know that they are not alone any more."""
+    is_first = has_peers and not cast.has_peers
     cast.has_peers = notifier.has_peers = has_peers
+    if is_first:
+        notifier.note()
+
+
+def _hear_peers(cast: Cast, lease: NodeLease) -> None:
+    broadcast.nudged(cast.news)
+    lease.meet()
 
 
 async def run_node(config: ServerConfig) -> None:

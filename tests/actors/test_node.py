@@ -119,3 +119,19 @@ def test_an_hour_without_the_database_is_one_line_in_the_log(
 
     perform(play)
     assert [each for each in caplog.messages if "does not renew" in each] == [caplog.messages[0]]
+
+
+def test_a_node_that_hears_its_first_peer_knows_it_at_once(perform: Perform) -> None:
+    async def play(stage: Stage) -> None:
+        heard: list[bool] = []
+        lease = a_lease(stage, heard)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            await nodes.renew(stage.database, stage.database.new_id(), "http://other", lease_s=30)
+            for _ in range(100):
+                lease.meet()
+                await trio.sleep(0.01)
+            assert heard == [False, True]
+            nursery.cancel_scope.cancel()
+
+    perform(play)

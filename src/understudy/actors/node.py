@@ -37,8 +37,15 @@ class NodeLease:
         self._leases = config.leases
         self._tell = tell
         self._is_away = False
+        self._has_peers = False
+        self._met = trio.Event()
         self._held_since = math.inf
         self._expires_at = -math.inf
+
+    def meet(self) -> None:
+        """Another node has spoken: if it is the first one, look now."""
+        if not self._has_peers:
+            self._met.set()
 
     def may_judge(self) -> bool:
         """Whether everybody has had the time to come back to this node, or to another (R4.4)."""
@@ -50,7 +57,9 @@ class NodeLease:
             await self._renew()
             task_status.started()
             while True:
-                await trio.sleep(self._leases.node_renew_s)
+                with trio.move_on_after(self._leases.node_renew_s):
+                    await self._met.wait()
+                self._met = trio.Event()
                 await self._renew()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + LEAVE_S):
@@ -60,7 +69,9 @@ class NodeLease:
         asked_at = trio.current_time()
         lease_s = self._leases.node_lease_s
         try:
-            has_peers = await nodes.renew(self._database, self._id, self._address, lease_s=lease_s)
+            self._has_peers = await nodes.renew(
+                self._database, self._id, self._address, lease_s=lease_s
+            )
         except DatabaseUnavailable:
             if not self._is_away:
                 logger.warning("node %s does not renew its lease: the database is away", self._id)
@@ -70,7 +81,7 @@ class NodeLease:
         if asked_at >= self._expires_at:
             self._held_since = trio.current_time()
         self._expires_at = asked_at + lease_s
-        self._tell(has_peers)
+        self._tell(self._has_peers)
 
     async def _leave(self) -> None:
         try:
