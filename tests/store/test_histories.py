@@ -316,7 +316,7 @@ def ends_are_ends(world: World, rows: Iterable[Record]) -> None:
 
 
 def calls_are_heard(rows: dict[UUID, Record], calls: Iterable[Record]) -> None:
-    """R10.2: a call is answered by a task that was told it, or waits for a run that goes on."""
+    """R10.2: answered by a task that was told it, waiting for one that goes on, or cancelled."""
     for call in calls:
         if call["task_id"] is None:
             assert any(
@@ -328,7 +328,8 @@ def calls_are_heard(rows: dict[UUID, Record], calls: Iterable[Record]) -> None:
             continue
         row = rows[call["task_id"]]
         assert (row["issue_id"], row["agent_id"]) == (call["issue_id"], call["agent_id"])
-        if row["status"] in {"running", "completed", "dispatched"} and row["dispatched_at"]:
+        is_dropped = row["cancel_requested_at"] and call["created_at"] < row["cancel_requested_at"]
+        if row["status"] in {"running", "completed", "dispatched"} and not is_dropped:
             assert call["created_at"] <= row["dispatched_at"]
 
 
