@@ -694,11 +694,12 @@ end $$;
 
 -- The task of this (issue, agent) that can still be told something. Locked: a claim, which does not
 -- wait for it, would hand it over untold.
-create function understudy.lock_waiting(p_issue uuid, p_agent uuid) returns uuid language sql as $$
-  select t.id from understudy.tasks t
+create function understudy.lock_waiting(p_issue uuid, p_agent uuid) returns uuid language plpgsql as $$
+begin
+  return (select t.id from understudy.tasks t
     where t.issue_id = p_issue and t.agent_id = p_agent and t.status in ('deferred', 'queued')
-    order by t.id limit 1 for no key update
-$$;
+    order by t.id limit 1 for no key update);
+end $$;
 
 create function understudy.call_agent(
   c understudy.comments, it understudy.issues, agent understudy.agents, p_trigger text
@@ -733,8 +734,13 @@ declare
   it understudy.issues;
   agent understudy.agents;
   newest understudy.calls;
-  answering uuid := understudy.lock_waiting(ended.issue_id, ended.agent_id);
+  answering uuid;
 begin
+  if not exists (select from understudy.calls
+                 where issue_id = ended.issue_id and agent_id = ended.agent_id and task_id is null) then
+    return;
+  end if;
+  answering := understudy.lock_waiting(ended.issue_id, ended.agent_id);
   if answering is null then
     if understudy.is_at_it(ended.issue_id, ended.agent_id) then
       return;

@@ -123,7 +123,12 @@ async def test_nothing_takes_longer_for_what_has_been(day: Day, dsn: str, past: 
     await pool.execute("vacuum analyze")
     after = await day.live()
     await live_elsewhere(QUEUED, day, after, database)
-    used = {scan.index for name in after.seen for scan in after.scans(name)}
+    used = {
+        scan.index
+        for watch in (before, outdated, after)
+        for n in watch.seen
+        for scan in watch.scans(n)
+    }
     idle = {row["relname"] for row in await pool.fetch(INDEXES, list(GROWING))} - used
     await pool.aclose()
     print(table(before, outdated, after))  # noqa: T201  `pytest -s` shows it.
