@@ -323,6 +323,7 @@ async def test_a_ping_travels_with_the_heartbeat_and_its_answer_is_timed(node: N
     shown = ok(await node.person.get(f"{path}/{sent['ping_id']}"))
     assert shown["is_answered"]
     assert shown["round_trip_s"] > 0
+    assert (await node.person.get(f"{path}/{uuid4()}")).status_code == 404
     heard = ok(await node.machine.post("/api/daemon/heartbeat", json={"runtime_id": runtime_id}))
     assert heard == {"status": "ok"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -56,6 +57,8 @@ class Cast:
         self.news = news
         self.has_peers = False
         """Other nodes share the database: what they attend is not known here."""
+        self.leased_until: Callable[[], float] = lambda: math.inf
+        """When others may begin to judge what is attended here: this node's lease is over."""
         self._presences: dict[
             UUID, Presence
         ] = {}  # As many as there are machines: none is dropped.
@@ -149,7 +152,10 @@ class Cast:
         return True
 
     def trust_s(self, runtime_id: UUID) -> float:
-        """For how long, from now, nobody else is given what this runtime works on (R4.11)."""
+        """For how long, from now, nobody else is given what this runtime works on (R4.11).
+
+        A node that has lost the database hears it in vain: the others count from its lease's end.
+        """
         mine = self._presences[runtime_id]
         now = trio.current_time()
         others = (
@@ -158,17 +164,23 @@ class Cast:
             and now < other.heard_at + self.leases.offline_after_s
             for other in self._presences.values()
         )
-        return self.leases.trust_s(
+        trust_s = self.leases.trust_s(
             may_be_replaced=self.has_peers or any(others),
             oldest_s=now - min(mine.runs.values(), default=now),
         )
+        return max(0.0, trust_s - max(0.0, now - self.leased_until()))
 
-    def ping(self, runtime_id: UUID, ping: Ping) -> None:
-        """At once over the link; else with the answer to the next heartbeat (R4.12)."""
-        presence = self._presences[runtime_id]
-        presence.ping(ping.id, trio.current_time())
+    def ping(self, ping: Ping) -> bool:
+        """At once over the link; else with the answer to the next heartbeat (R4.12).
+
+        False if too many wait for theirs.
+        """
+        presence = self._presences[ping.runtime_id]
+        if not presence.ping(ping.id, trio.current_time()):
+            return False
         if presence.link is not None:
             presence.link.push(Pinged(payload=ping))
+        return True
 
     async def claim(self, runtime_id: UUID, *, slots: int, fence: Fence) -> list[ClaimedTask]:
         """For a runtime that polls. Raises `DatabaseUnavailable`."""

@@ -32,7 +32,8 @@ class Presence:
     runs: dict[UUID, float] = field(default_factory=dict)
     stops: set[UUID] = field(default_factory=set)
     pings: dict[UUID, float] = field(default_factory=dict)
-    round_trip_s: float | None = None
+    round_trips_s: dict[UUID, float] = field(default_factory=dict)
+    """Of the newest pings that were answered."""
     polls: bool = False
     """It asks for its tasks, and needs no link."""
     is_hinted: bool = False
@@ -45,11 +46,16 @@ class Presence:
     def next_expiry(self) -> float:
         return min(self.claims.values(), default=math.inf)
 
-    def ping(self, ping_id: UUID, now: float) -> None:
-        if len(self.pings) < PINGS_MAX:
-            self.pings[ping_id] = now
+    def ping(self, ping_id: UUID, now: float) -> bool:
+        """False while too many wait for their answers."""
+        if len(self.pings) == PINGS_MAX:
+            return False
+        self.pings[ping_id] = now
+        return True
 
     def ponged(self, ping_id: UUID, now: float) -> None:
         """An answer to a ping that nobody sent is no answer."""
         if (asked_at := self.pings.pop(ping_id, None)) is not None:
-            self.round_trip_s = now - asked_at
+            self.round_trips_s[ping_id] = now - asked_at
+            if len(self.round_trips_s) > PINGS_MAX:
+                del self.round_trips_s[next(iter(self.round_trips_s))]

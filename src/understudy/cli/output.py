@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
+PIPED_WIDTH: Final = 250
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -29,13 +30,16 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empt
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH  # Whoever reads lines wants a row in each.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         # The first names the row: a person copies it from here.
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console().print(table)
+    console.print(table)
 
 
 def when(timestamp: str | None) -> str:

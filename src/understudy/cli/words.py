@@ -34,6 +34,8 @@ def reason_of(task: Any) -> str | None:
     from understudy.core.reasons import REASONS
 
     reason = task["failure_reason"]
+    if reason == "cancelled":
+        return None  # Its status has said so.
     return reason and f"{reason} ({REASONS.get(reason, 'failed')})"
 
 

@@ -42,21 +42,25 @@ def blueprint(site: Site) -> Blueprint:
         if site.cast.presence(row.id) is None:
             raise Refused(409, "not_here", f"{row.name} is not connected to this server")
         sent = Ping(id=database.new_id(), runtime_id=row.id)
-        site.cast.ping(row.id, sent)
+        if not site.cast.ping(sent):
+            raise Refused(
+                429, "too_many_pings", f"{row.name} has not answered others", retry_after_s=15.0
+            )
         return answer(wire.Pinged(ping_id=sent.id, is_answered=False), 202)
 
     @routes.get("/api/runtimes/<runtime_id>/pings/<ping_id>")
     async def show_ping(runtime_id: str, ping_id: str) -> Response:
         row = await _runtime(site, await auth.person(request, database), runtime_id)
         presence = site.cast.presence(row.id)
-        if presence is None:
-            raise not_found("ping")
         identity = auth.parse_id(ping_id, "ping_id")
+        if presence is None or identity not in presence.pings | presence.round_trips_s:
+            raise not_found("ping")
+        round_trip_s = presence.round_trips_s.get(identity)
         return answer(
             wire.Pinged(
                 ping_id=identity,
-                is_answered=identity not in presence.pings,
-                round_trip_s=presence.round_trip_s,
+                is_answered=round_trip_s is not None,
+                round_trip_s=round_trip_s,
             )
         )
 

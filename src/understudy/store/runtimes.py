@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -249,12 +250,17 @@ async def find(database: Database, runtime_id: UUID) -> Runtime | None:
     return None if row is None else read(row, Runtime)
 
 
-async def of_workspace(database: Database, workspace_id: UUID) -> list[Runtime]:
+async def of_workspace(
+    database: Database, workspace_id: UUID, *, and_these: Sequence[UUID] = ()
+) -> list[Runtime]:
+    """`and_these`: also if they have been removed meanwhile."""
     return read_all(
         await database.pool.fetch(
-            "select * from understudy.runtimes where workspace_id = $1 and retired_at is null"
+            "select * from understudy.runtimes"
+            " where workspace_id = $1 and (retired_at is null or id = any ($2))"
             " order by status desc, device_name, provider",
             workspace_id,
+            list(and_these),
         ),
         Runtime,
     )

@@ -51,7 +51,8 @@ async def of_tasks(
     attendance: Callable[[Runtime], Attendance],
 ) -> list[Known]:
     rows = await database.pool.fetch(FACTS, task_ids)
-    machines = await runtimes.of_workspace(database, workspace_id)
+    holders = [row["runtime_id"] for row in rows if row["runtime_id"] is not None]
+    machines = await runtimes.of_workspace(database, workspace_id, and_these=holders)
     found = []
     for row in rows:
         task, facts = read(row, Task), row.as_dict()

@@ -144,7 +144,7 @@ class TaskDetail(Struct):
 
 
 class Pinged(Struct):
-    """`round_trip_s` is the newest one known; ask again for the answer to this ping."""
+    """Ask again until it is answered."""
 
     ping_id: UUID
     is_answered: bool
