@@ -27,6 +27,7 @@ from understudy.daemon.backends.backend import (
 )
 from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.changes import Changes, describe_changes, publish
+from understudy.daemon.dialogue import Dialogue
 from understudy.daemon.git import GitFailed
 from understudy.daemon.hold import Hold
 from understudy.daemon.kept import KeeperGone, KeeperRefused, Kept
@@ -82,9 +83,12 @@ class _Follower:
         note_heard(self.kept.run_dir, batch[-1].seq)
 
     async def _read(self, senders: trio.Nursery) -> None:
+        dialogue = Dialogue(self.kept)
         with Spool(self.kept.run_dir) as spool:
             async for pieces in spool:
                 events = [event for piece in pieces for event in self._events(piece)]
+                for event in events:
+                    await dialogue.tell(event)  # First: an answer waits for no server.
                 await self.transcript.add(events)
                 for event in events:
                     if isinstance(event, Session) and event.is_resumable:

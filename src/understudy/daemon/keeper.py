@@ -31,6 +31,8 @@ The daemon dies
       starts), so the daemon that started it and one that found it are in the same position. After
       `orphan_s` without a word from any daemon the agent is stopped: why = orphaned.
   between sending a frame and hearing so: frames are numbered; sent again, it is written once.
+      In a dialogue the number follows from the spool (`dialogue.py`), so that the next daemon,
+      which reads the spool from the start, says again what was said, and nothing is said twice.
 
 The agent dies: SIGCHLD. What it left behind was re-parented to the keeper, a subreaper; it is
 swept, after a normal end too, and only when nothing is left is the exit written. So exit.json
@@ -93,6 +95,7 @@ from understudy.daemon.rundir import (
     State,
     Why,
     read_record,
+    write_exit_patiently,
     write_record,
 )
 from understudy.daemon.stdin import Stdin
@@ -101,7 +104,6 @@ from understudy.daemon.watch import Watch, sizes
 
 KILL_AGAIN_S: Final = 0.1
 KILL_S: Final = 10.0
-RECORD_AGAIN_S: Final = 1.0
 SIGNALS_MAX: Final = 512
 
 
@@ -156,6 +158,7 @@ class Keeper:
         self.due: dict[str, float] = {}  # A timer's name, and when it is due.
         self.why: str = Why.EXITED
         self.steps: Iterator[float] | None = None  # Of the stop, once there is one.
+        self.interrupt = spec.interrupt  # A dialogue's is known only when its turn has an id.
         self.terminated = False
         self.given_up = False
         self.status: int | None = None  # The agent's, as waitpid gives it.
@@ -281,8 +284,12 @@ class Keeper:
         if self.watch.size > self.spec.spool_max:
             self._stop(Why.SPOOL_FULL)
         if self.watch.finds_done():
-            self.stdin.close_when_read()
-            self.due[Why.DONE] = now + self.spec.linger_s
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The result is out (R9.3). Told again, it grants no more time."""
+        self.stdin.close_when_read()
+        self.due.setdefault(Why.DONE, time.monotonic() + self.spec.linger_s)
 
     def _answer(self, request: Request) -> Answer:
         self.due[Why.ORPHANED] = time.monotonic() + self.spec.orphan_s
@@ -293,6 +300,10 @@ class Keeper:
                 self.stdin.write(number, frame)
             case {"op": "close_stdin"}:
                 self.stdin.close_when_read()
+            case {"op": "interrupt_with", "frame": str(frame)}:
+                self.interrupt = frame
+            case {"op": "hang_up"}:
+                self._hang_up()
             case {"op": "signal", "number": int(number)} if self.status is None:
                 os.kill(self.agent.pid, number)
             case {"op": "stop", "why": str(why)}:
@@ -339,9 +350,9 @@ class Keeper:
         yield from self._terminating()
 
     def _interrupt(self) -> None:
-        if self.spec.interrupt is not None:
+        if self.interrupt is not None:
             with suppress(Refused):
-                self.stdin.append(self.spec.interrupt)
+                self.stdin.interject(self.interrupt)
                 return
         os.kill(self.agent.pid, self.spec.interrupt_signal)
 
@@ -375,21 +386,7 @@ class Keeper:
             swept=self.tree.swept,
             left=self.tree.names(),
         )
-        _write_patiently(record, self.spec.orphan_s)
-
-
-def _write_patiently(record: Exit, patience_s: float) -> None:
-    give_up_at = time.monotonic() + patience_s
-    while True:
-        try:
-            write_record(Path(EXIT), record)
-            return
-        except OSError as error:
-            with suppress(OSError):  # The log may lie on the same full disk.
-                sys.stderr.write(f"cannot write the exit: {error}\n")
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(RECORD_AGAIN_S)
+        write_exit_patiently(record, self.spec.orphan_s)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Kept:
         return rundir.read_record(self.run_dir / rundir.EXIT, Exit)
 
     def frames(self) -> list[str]:
-        """What was written to the agent's stdin so far, in order; the index is the number."""
+        """What was written to the agent's stdin so far, interrupts too, in order."""
         *lines, _torn = (self.run_dir / rundir.FRAMES).read_bytes().split(b"\n")
         return [json.loads(line)["frame"] for line in lines]
 
@@ -88,6 +88,14 @@ class Kept:
     async def close_stdin(self) -> VitalSigns:
         """Once the agent has read what was written."""
         return await self._ask(op="close_stdin")
+
+    async def interrupt_with(self, frame: str) -> VitalSigns:
+        """From now on a stop begins with this frame; the last one counts."""
+        return await self._ask(op="interrupt_with", frame=frame)
+
+    async def hang_up(self) -> VitalSigns:
+        """The agent has its result: it gets `linger_s` to leave by itself (R9.3)."""
+        return await self._ask(op="hang_up")
 
     async def signal(self, number: int) -> VitalSigns:
         return await self._ask(op="signal", number=number)

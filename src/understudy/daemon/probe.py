@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from understudy.daemon.backends import claude, claude_reader, command, scripted
+from understudy.daemon.backends import claude, claude_reader, codex_reader, command, scripted
 from understudy.daemon.backends.frames import clean
 
 PROBE_S: Final = 10.0
@@ -42,6 +42,13 @@ CLIS: Final = (
         arguments=("--version",),
         version=re.compile(r"^(\d+\.\d+\.\d+\S*) \(Claude Code\)", re.MULTILINE),
         repair="reinstall Claude Code: npm install -g @anthropic-ai/claude-code",
+    ),
+    Cli(
+        provider=codex_reader.PROVIDER,
+        program="codex",
+        arguments=("--version",),
+        version=re.compile(r"^codex(?:-cli)? (\d+\.\d+\.\d+\S*)", re.MULTILINE),
+        repair="reinstall Codex: npm install -g @openai/codex",
     ),
 )
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import time
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -15,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from understudy.daemon.locks import is_locked
 
 FORMAT: Final = 1
+RECORD_AGAIN_S: Final = 1.0
 
 SPEC: Final = "spec.json"  # what to run: by the daemon, before the keeper starts
 LOCK: Final = "lock"  # held by the keeper for life
@@ -106,6 +110,21 @@ def write_record(path: Path, record: Spec | State | Exit) -> None:
         os.fsync(file.fileno())
     fresh.rename(path)
     sync_directory(path.parent)
+
+
+def write_exit_patiently(record: Exit, patience_s: float) -> None:
+    """Into the working directory. A full disk may find room again; then it raises `OSError`."""
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            write_record(Path(EXIT), record)
+            return
+        except OSError as error:
+            with suppress(OSError):  # The log may lie on the same full disk.
+                sys.stderr.write(f"cannot write the exit: {error}\n")
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(RECORD_AGAIN_S)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:

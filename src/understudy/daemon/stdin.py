@@ -35,13 +35,20 @@ class Stdin:
         self.append(frame)
 
     def append(self, frame: str) -> None:
+        self._send(frame, self.next_number)
+        self.next_number += 1
+
+    def interject(self, frame: str) -> None:
+        """Beside the numbered frames: an interrupt must not take the number of one to come."""
+        self._send(frame, None)
+
+    def _send(self, frame: str, number: int | None) -> None:
         if self._closing or not self.is_open:
             raise Refused("stdin is closed")
         data = frame.encode()
         if len(self._unread) + len(data) > UNREAD_MAX:
             raise Refused(f"the agent leaves {len(self._unread)} bytes unread")
-        self._log_frame(frame)
-        self.next_number += 1
+        self._log_frame(frame, number)
         self._unread += data
         self.flush()
 
@@ -70,9 +77,9 @@ class Stdin:
         if self._closing:
             self.close()
 
-    def _log_frame(self, frame: str) -> None:
+    def _log_frame(self, frame: str, number: int | None) -> None:
         """All of the record or none of it: half of one would hide the next from its reader."""
-        record = json.dumps({"n": self.next_number, "frame": frame}).encode() + b"\n"
+        record = json.dumps({"n": number, "frame": frame}).encode() + b"\n"
         size = os.fstat(self._log).st_size
         try:
             written = os.write(self._log, record)

@@ -16,8 +16,11 @@ import trio
 from understudy.core.records import Message
 from understudy.daemon.backends.backend import (
     Event,
+    HangUp,
+    Interrupt,
     Notice,
     Retry,
+    Say,
     Session,
     Text,
     Thinking,
@@ -55,7 +58,7 @@ def message_of(event: Event, seq: int) -> Message | None:
             return Message(seq=seq, type="text", tool="notice", content=text)
         case Unparsed(text, size):
             return Message(seq=seq, type="error", content=f"not understood, {size} bytes: {text}")
-        case Session() | Usage():
+        case Session() | Usage() | Say() | Interrupt() | HangUp():
             return None
 
 

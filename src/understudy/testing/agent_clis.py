@@ -25,7 +25,17 @@ from typing import Final
 
 import trio
 
-from understudy.daemon.backends.backend import Event, Exit, Launch, Reader, Usage, Verdict
+from understudy.daemon.backends.backend import (
+    Event,
+    Exit,
+    HangUp,
+    Interrupt,
+    Launch,
+    Reader,
+    Say,
+    Usage,
+    Verdict,
+)
 from understudy.daemon.lines import Line, LineSplitter
 from understudy.testing.model_api import open_listener
 
@@ -103,6 +113,7 @@ class _Run:
         self._launch = launch
         self._reader = reader
         self._on_event = on_event
+        self._interrupt = launch.interrupt or ""
         self.is_interrupted = False
         self.events: list[Event] = []
 
@@ -123,11 +134,23 @@ class _Run:
     async def _read(self, line: bytes) -> None:
         for event in self._reader.feed(line):
             self.events.append(event)
+            await self._converse(event)
             if self._on_event(event):
                 self.is_interrupted = True
-                await self._write(self._launch.interrupt or "", is_last=False)
-        if re.search(self._launch.done.encode(), line):
+                await self._write(self._interrupt, is_last=False)
+        if self._launch.done and re.search(self._launch.done.encode(), line):
             await self._write("", is_last=True)
+
+    async def _converse(self, event: Event) -> None:
+        match event:
+            case Say(frame):
+                await self._write(frame, is_last=False)
+            case Interrupt(frame):
+                self._interrupt = frame
+            case HangUp():
+                await self._write("", is_last=True)
+            case _:
+                pass
 
     async def _write(self, frame: str, *, is_last: bool) -> None:
         stdin = self._process.stdin
@@ -178,3 +201,18 @@ def _listen_alone() -> tuple[int | None, socket.socket]:
         lo_up = struct.pack("16sh14x", b"lo", IFF_UP)
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, lo_up)
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY), open_listener()
+
+
+def codex_settings(model: str) -> tuple[str, ...]:
+    """What makes Codex ask the model at this address, and no more than once or twice."""
+    provider = {
+        "name": "stub",
+        "base_url": f"{model}/v1",
+        "wire_api": "responses",
+        "env_key": "STUB_KEY",
+        "request_max_retries": 0,
+        "stream_max_retries": 1,
+    }
+    settings = {f"model_providers.stub.{name}": value for name, value in provider.items()}
+    chosen = {"model_provider": "stub", **settings}
+    return tuple(word for name, value in chosen.items() for word in ("-c", f"{name}={value}"))

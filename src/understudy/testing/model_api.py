@@ -3,8 +3,8 @@
     nursery.start_soon(serve_model, script, listener)
     env["ANTHROPIC_BASE_URL"] = address(listener)
 
-One protocol so far, Anthropic's Messages, as a stream and as one object. Another one is another
-pair of functions from a `Reply` to bytes, and a line in `PROTOCOLS`.
+Two protocols, Anthropic's Messages and OpenAI's Responses, as a stream and as one object. Another
+one is another three functions to bytes, and a line in `PROTOCOLS`.
 """
 
 from __future__ import annotations
@@ -278,7 +278,74 @@ def _event(kind: str, **fields: Any) -> bytes:  # noqa: ANN401  They are JSON.
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
 
 
+def _openai_whole(reply: Reply, model: str) -> bytes:
+    return json.dumps(_openai_response(reply, model)).encode()
+
+
+def _openai_stream(reply: Reply, model: str) -> Iterator[bytes]:
+    whole = _openai_response(reply, model)
+    begun = whole | {"status": "in_progress", "output": [], "usage": None}
+    yield _event("response.created", response=begun)
+    for index, item in enumerate(whole["output"]):
+        begun = item | {"status": "in_progress", **_openai_empty(item)}
+        yield _event("response.output_item.added", output_index=index, item=begun)
+        for part in item.get("content", ()):
+            place = {"output_index": index, "content_index": 0, "item_id": item["id"]}
+            empty = part | {"text": ""}
+            yield _event("response.content_part.added", part=empty, **place)
+            yield _event("response.output_text.delta", delta=part["text"], **place)
+        yield _event("response.output_item.done", output_index=index, item=item)
+    yield _event("response.completed", response=whole)
+
+
+def _openai_refusal(refusal: Refusal) -> bytes:
+    error = {"type": refusal.kind, "code": refusal.kind, "message": refusal.message}
+    return json.dumps({"error": error}).encode()
+
+
+def _openai_response(reply: Reply, model: str) -> dict[str, Any]:
+    """Its `input_tokens` include those from the cache."""
+    read = reply.input_tokens + reply.cache_read_tokens + reply.cache_write_tokens
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "model": model,
+        "status": "completed",
+        "output": [_openai_item(block) for block in reply.blocks],
+        "usage": {
+            "input_tokens": read,
+            "input_tokens_details": {
+                "cached_tokens": reply.cache_read_tokens,
+                "cache_write_tokens": reply.cache_write_tokens,
+            },
+            "output_tokens": reply.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": read + reply.output_tokens,
+        },
+    }
+
+
+def _openai_item(block: Block) -> dict[str, Any]:
+    id_ = uuid.uuid4().hex
+    match block:
+        case Text(text):
+            part = {"type": "output_text", "text": text, "annotations": []}
+            return {"type": "message", "id": f"msg_{id_}", "role": "assistant", "content": [part]}
+        case Thinking(text):
+            summary = [{"type": "summary_text", "text": text}]
+            return {"type": "reasoning", "id": f"rs_{id_}", "summary": summary}
+        case ToolCall(name, tool_input, call_id):
+            call = {"name": name, "call_id": call_id, "arguments": json.dumps(tool_input)}
+            return {"type": "function_call", "id": f"fc_{id_}", **call}
+
+
+def _openai_empty(item: dict[str, Any]) -> dict[str, Any]:
+    empty = {"content": [], "summary": [], "arguments": ""}
+    return {name: value for name, value in empty.items() if name in item}
+
+
 # A path's end, with whatever base before it.
 PROTOCOLS: Final = (
     ("/v1/messages", _Protocol(_anthropic_whole, _anthropic_stream, _anthropic_refusal)),
+    ("/v1/responses", _Protocol(_openai_whole, _openai_stream, _openai_refusal)),
 )

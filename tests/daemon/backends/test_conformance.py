@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.core.failures import FailureReason
@@ -21,7 +21,10 @@ from understudy.daemon.backends.backend import (
     Event,
     Exit,
     Failed,
+    HangUp,
+    Interrupt,
     RunSpec,
+    Say,
     Session,
     Text,
     Thinking,
@@ -32,6 +35,7 @@ from understudy.daemon.backends.backend import (
     Verdict,
 )
 from understudy.daemon.backends.claude import Claude
+from understudy.daemon.backends.codex import Codex
 from understudy.daemon.backends.command import Command
 from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.backends.scripted import Scripted
@@ -44,7 +48,10 @@ PROMPT = "Please, the prompt"
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one CLI says what all of them say. `proves`: exit status 0 alone is no success."""
+    """How one CLI says what all of them say. `proves`: exit status 0 alone is no success.
+
+    `result` is the last line of `end`; of a CLI that `converses`, the answer stands before it.
+    """
 
     backend: Backend
     session: bytes
@@ -53,9 +60,12 @@ class Dialect:
     tool_use: bytes
     tool_result: bytes
     usage: Sequence[bytes]
-    result: Callable[[str], bytes]
+    end: Callable[[str], Sequence[bytes]]
     failure: bytes
     proves: bool = True
+    converses: bool = False
+    opening: Sequence[bytes] = ()
+    tool: str = "Bash"
 
     def spec(self) -> RunSpec:
         return RunSpec(
@@ -77,7 +87,7 @@ class Dialect:
             self.tool_use,
             self.tool_result,
             *self.usage,
-            self.result("All done"),
+            *self.end("All done"),
         ]
 
 
@@ -129,7 +139,7 @@ CLAUDE = Dialect(
     ),
     tool_result=tool_result_of_claude(),
     usage=[],  # In the messages, and once more in the result.
-    result=claude_result,
+    end=lambda text: [claude_result(text)],
     failure=claude_result("API Error: 529 Overloaded", is_error=True, api_error_status=529),
 )
 
@@ -156,14 +166,62 @@ SCRIPTED = Dialect(
             cache_write_tokens=3,
         ),
     ],
-    result=lambda text: line("result", output=text),
+    end=lambda text: [line("result", output=text)],
     failure=line("result", is_error=True, reason="provider_overloaded", error="Overloaded"),
 )
 COMMAND = replace(SCRIPTED, backend=Command(), proves=False)
-DIALECTS = [CLAUDE, SCRIPTED, COMMAND]
 
 
-@pytest.fixture(params=DIALECTS, ids=[dialect.backend.provider for dialect in DIALECTS])
+def rpc(method: str, **params: object) -> bytes:
+    return json.dumps({"method": method, "params": {"threadId": SESSION, **params}}).encode()
+
+
+def codex_item(kind: str, *, is_over: bool = True, **fields: object) -> bytes:
+    item = {"type": kind, "id": "t1", **fields}
+    return rpc(f"item/{'completed' if is_over else 'started'}", item=item, turnId="turn-1")
+
+
+def codex_usage(**tokens: int) -> bytes:
+    usage = {"last": tokens, "total": {"inputTokens": 10_000}}
+    return rpc("thread/tokenUsage/updated", turnId="turn-1", tokenUsage=usage)
+
+
+def codex_turn(status: str, **error: object) -> bytes:
+    return rpc("turn/completed", turn={"id": "turn-1", "status": status, "error": error or None})
+
+
+CODEX = Dialect(
+    backend=Codex(),
+    opening=[b'{"id":"initialize","result":{"userAgent":"understudy/0.169.0"}}'],
+    session=json.dumps(
+        {"id": "thread", "result": {"thread": {"id": SESSION}, "model": "model-1"}}
+    ).encode(),
+    text=lambda text: codex_item("agentMessage", text=text),
+    thinking=lambda text: codex_item("reasoning", summary=[text], content=[]),
+    tool_use=codex_item(
+        "mcpToolCall", is_over=False, server="lab", tool="Bash", arguments={"command": "echo hi"}
+    ),
+    tool_result=codex_item(
+        "mcpToolCall", server="lab", tool="Bash", result={"content": [{"text": "hi"}]}
+    ),
+    usage=[
+        b'{"id":"turn","result":{"turn":{"id":"turn-1"}}}',
+        codex_usage(inputTokens=100, outputTokens=20),
+        codex_usage(inputTokens=160, outputTokens=9, cachedInputTokens=7, cacheWriteInputTokens=3),
+    ],
+    end=lambda text: [codex_item("agentMessage", text=text), codex_turn("completed")],
+    failure=codex_turn("failed", message="Overloaded", codexErrorInfo="serverOverloaded"),
+    tool="lab.Bash",
+    converses=True,
+)
+DIALECTS = [CLAUDE, CODEX, SCRIPTED, COMMAND]
+
+
+def named(dialect: Dialect) -> str:
+    return dialect.backend.provider
+
+
+@pytest.fixture(params=DIALECTS, ids=named)
 def dialect(request: pytest.FixtureRequest) -> Dialect:
     chosen: Dialect = request.param
     return chosen
@@ -173,7 +231,7 @@ def read(
     dialect: Dialect, lines: Sequence[bytes], end: Exit = EXITED
 ) -> tuple[list[Event], Verdict, list[Usage]]:
     reader = dialect.backend.reader(dialect.spec())
-    events = [event for text in lines for event in reader.feed(text)]
+    events = [event for text in [*dialect.opening, *lines] for event in reader.feed(text)]
     return events, reader.finish(end, ""), reader.usage()
 
 
@@ -183,12 +241,14 @@ def test_every_provider_has_its_dialect_here() -> None:
 
 def test_a_run_is_told_in_order(dialect: Dialect) -> None:
     events, verdict, _ = read(dialect, dialect.lines())
-    told = [event for event in events if not isinstance(event, Usage | Session)]
+    beside = Usage | Session | Say | Interrupt | HangUp
+    told = [event for event in events if not isinstance(event, beside)]
     assert told == [
         Thinking("hm"),
         Text("I run it."),
-        ToolUse("t1", "Bash", {"command": "echo hi"}),
+        ToolUse("t1", dialect.tool, {"command": "echo hi"}),
         ToolResult("t1", "hi", is_error=False),
+        *([Text("All done")] if dialect.converses else []),
     ]
     assert verdict == Completed("All done")
 
@@ -197,7 +257,7 @@ def test_the_session_is_revealed_first_and_resumable_before_the_result(dialect: 
     """R5.8, R9.2"""
     events, _, _ = read(dialect, dialect.lines()[:2])
     sessions = [event for event in events if isinstance(event, Session)]
-    assert events[0] == sessions[0]
+    assert next(event for event in events if not isinstance(event, Say)) == sessions[0]
     assert sessions[-1] == Session(SESSION, is_resumable=True)
 
 
@@ -277,8 +337,8 @@ def test_a_crash_is_told_with_the_last_words(dialect: Dialect, status: Exit) -> 
 def test_what_postgresql_refuses_never_gets_in(dialect: Dialect) -> None:
     """R6.8: nul_byte"""
     text = dialect.text("one\0two \ud800 three").replace(b"three", b"three \xff\xfe \0four")
-    events, verdict, _ = read(dialect, [text, dialect.result("a\0b")])
-    said = [event.text for event in events if isinstance(event, Text)]
+    events, verdict, _ = read(dialect, [text, *dialect.end("a\0b")])
+    said = [event.text for event in events if isinstance(event, Text)][:1]
     assert said == ["onetwo ? three \ufffd\ufffd four"]
     assert verdict == Completed("ab")
 
@@ -300,16 +360,18 @@ def test_a_tools_input_is_cleaned_down_to_its_names_and_numbers(dialect: Dialect
 @pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-7", b'"many"', b"[]"])
 def test_a_bill_that_makes_no_sense_costs_nothing(dialect: Dialect, number: bytes) -> None:
     """R6.8"""
-    told = [*dialect.usage, dialect.tool_use, dialect.result("done")]
-    _, verdict, bill = read(dialect, [re.sub(rb"\b(100|150|250)\b", number, text) for text in told])
+    told = [*dialect.usage, dialect.tool_use, *dialect.end("done")]
+    _, verdict, bill = read(
+        dialect, [re.sub(rb"\b(100|150|160|250)\b", number, text) for text in told]
+    )
     assert verdict == Completed("done")
     assert [usage.input_tokens for usage in bill] == [0]
 
 
 def test_a_line_of_20_mb_is_read_and_cut(dialect: Dialect) -> None:
     """R9.2, R6.8"""
-    events, verdict, _ = read(dialect, [dialect.text("x" * (20 << 20)), dialect.result("done")])
-    [said] = [event.text for event in events if isinstance(event, Text)]
+    events, verdict, _ = read(dialect, [dialect.text("x" * (20 << 20)), *dialect.end("done")])
+    said = next(event.text for event in events if isinstance(event, Text))
     assert frames.TEXT_MAX < len(said) < frames.TEXT_MAX + 100
     assert said.endswith("characters cut]")
     assert verdict == Completed("done")
@@ -344,7 +406,22 @@ WORDS = """
     type subtype message content usage id text thinking name input tool_use_id output is_error
     session_id modelUsage errors result model input_tokens rate_limit_info mcp_servers reason error
     terminal_reason system assistant user rate_limit_event tool_use tool_result session
+    method params item turn thread id status threadId turnId tokenUsage last summary
+    text kind update
 """
+METHODS = st.sampled_from(
+    [
+        "item/started",
+        "item/completed",
+        "turn/completed",
+        "thread/tokenUsage/updated",
+        "error",
+        "warning",
+        "session/update",
+        "session/request_permission",
+        "item/tool/requestUserInput",
+    ]
+)
 NAMES = st.sampled_from(WORDS.split())
 OBJECT = st.dictionaries(NAMES, LEAF, max_size=4)
 JSON = LEAF | OBJECT | st.lists(LEAF | OBJECT, max_size=3) | st.dictionaries(NAMES, OBJECT)
@@ -352,6 +429,20 @@ FRAMES = st.builds(
     lambda kind, fields: json.dumps({**fields, "type": kind}).encode(),
     NAMES,
     st.dictionaries(NAMES, JSON, max_size=6),
+)
+CALLS = st.builds(
+    lambda method, params, id_: json.dumps(
+        {"method": method, "params": params, **({"id": id_} if id_ else {})}
+    ).encode(),
+    METHODS,
+    st.dictionaries(NAMES, JSON, max_size=6),
+    LEAF,
+)
+ANSWERS = st.builds(
+    lambda id_, kind, result: json.dumps({"id": id_, kind: result}).encode(),
+    st.sampled_from(["initialize", "thread", "turn", "session", "model", "prompt"]),
+    st.sampled_from(["result", "error"]),
+    JSON,
 )
 GARBAGE = st.binary(max_size=60).map(lambda text: text.replace(b"\n", b""))
 
@@ -369,7 +460,8 @@ def strings(value: object) -> Iterator[str]:
             pass
 
 
-@given(lines=st.lists(FRAMES | GARBAGE, max_size=5))
+@settings(deadline=None)
+@given(lines=st.lists(FRAMES | CALLS | ANSWERS | GARBAGE, max_size=5))
 def test_whatever_it_reads_the_events_are_fit_for_the_wire(lines: list[bytes]) -> None:
     """R6.8"""
     for dialect in DIALECTS:
@@ -379,7 +471,8 @@ def test_whatever_it_reads_the_events_are_fit_for_the_wire(lines: list[bytes]) -
         assert not any(len(e.text) > frames.UNPARSED_MAX for e in events if isinstance(e, Unparsed))
 
 
-@given(lines=st.lists(FRAMES, max_size=5), data=st.data())
+@settings(deadline=None)
+@given(lines=st.lists(FRAMES | CALLS | ANSWERS, max_size=5), data=st.data())
 def test_who_reads_again_from_the_start_reads_the_same(
     lines: list[bytes], data: st.DataObject
 ) -> None:
@@ -393,22 +486,37 @@ def test_who_reads_again_from_the_start_reads_the_same(
         assert read(dialect, told)[:2] == (events, verdict)
 
 
+@pytest.mark.parametrize("dialect", [each for each in DIALECTS if each.converses], ids=named)
+def test_only_the_result_ends_a_dialogue(dialect: Dialect) -> None:
+    """R9.3: nor does another's, when a subagent has turns of its own."""
+    *whole, result = dialect.lines()
+    another = result.replace(SESSION.encode(), b"another-session")
+    events, _, _ = read(dialect, [*whole, another])
+    assert another == result or HangUp() not in events
+    events, _, _ = read(dialect, [*whole, result, result])
+    assert events.count(HangUp()) == 1
+    assert dialect.backend.launch(dialect.spec()).done is None
+
+
+@pytest.mark.parametrize("dialect", [each for each in DIALECTS if not each.converses], ids=named)
 def test_only_the_result_ends_the_run(dialect: Dialect) -> None:
     """R9.3: the keeper closes stdin on this line, so an agent that writes about it must not."""
-    done = dialect.backend.launch(dialect.spec()).done.encode()
+    done = (dialect.backend.launch(dialect.spec()).done or "").encode()
     talk = dialect.text('{"type":"result"} and "type":"result"')
     inner = dialect.tool_use.replace(b'"command"', b'"type": "result", "command"')
     for text in [*dialect.lines()[:-1], talk, inner]:
         assert not re.search(done, text)
     reordered = json.dumps({"uuid": "1", "n": -1.5, "ok": True, "type": "result"})
-    for text in [dialect.result("All done"), dialect.failure, reordered.encode()]:
+    for text in [*dialect.end("All done"), dialect.failure, reordered.encode()]:
         assert re.search(done, text)
 
 
 def test_neither_the_prompt_nor_a_secret_is_in_argv(dialect: Dialect) -> None:
     """R9.2, R9.5"""
     launch = dialect.backend.launch(dialect.spec())
-    assert PROMPT in launch.stdin
+    events, _, _ = read(dialect, [dialect.session])
+    said = [launch.stdin, *(event.frame for event in events if isinstance(event, Say))]
+    assert [frame.count(PROMPT) for frame in said if PROMPT in frame] == [1]
     assert not any(PROMPT in word or HIDDEN in word for word in launch.argv)
     assert launch.env["API_KEY"] == HIDDEN
 

@@ -6,6 +6,10 @@ stdout in a file; a `Reader` turns the lines of that file into events and, at th
 A reader holds neither clock nor dice: a daemon that re-adopts a run makes a new reader, feeds it
 the file from the start and gets the same events in the same order, so that the n-th message of a
 run is the same message whoever reads it.
+
+Some programs hold a dialogue: what to write depends on what was read. Their readers yield that too
+(`Say`, `Interrupt`, `HangUp`), from the lines alone; `daemon/dialogue.py` sees to it that nothing
+is said twice, however often it is read.
 """
 
 from __future__ import annotations
@@ -50,8 +54,8 @@ class Launch:
     argv: tuple[str, ...]
     env: dict[str, str]
     stdin: str
-    close_stdin: bool  # False: stdin stays open until a line matches `done`.
-    done: str  # A regular expression: the line of stdout that ends the run (R9.3).
+    close_stdin: bool  # False: until a line matches `done`, or the reader hangs up.
+    done: str | None  # A regular expression: the line of stdout that ends the run (R9.3).
     interrupt: str | None = None  # Written to stdin; without one a signal has to do.
     files: dict[str, str] = field(default_factory=dict)  # Absolute paths, to be written 0600.
 
@@ -143,8 +147,38 @@ class Unparsed:
     size: int
 
 
+@dataclass(frozen=True)
+class Say:
+    """To be written to stdin; the n-th of a run is its frame n."""
+
+    frame: str
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """The frame to stop the program with from now on."""
+
+    frame: str
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """The run is at its end: nothing more will be said (R9.3)."""
+
+
 Event: TypeAlias = (
-    Session | Text | Thinking | ToolUse | ToolResult | Usage | Retry | Notice | Unparsed
+    Session
+    | Text
+    | Thinking
+    | ToolUse
+    | ToolResult
+    | Usage
+    | Retry
+    | Notice
+    | Unparsed
+    | Say
+    | Interrupt
+    | HangUp
 )
 
 
