@@ -1426,9 +1426,10 @@ begin
 end $$;
 
 -- R6.1, R6.2: what an earlier process of this daemon left in flight: all that the new one does not
--- name. `p_since` spares what was dispatched a moment ago: its push may be under way.
+-- name. `p_since` spares what was dispatched a moment ago: its push may be under way. What was dispatched
+-- after the registration, at `p_at`, its inventory could not know, however late this is carried out.
 create function understudy.recover_runtime(
-  p_workspace uuid, p_runtime uuid, p_kept uuid[], p_since interval, p_jitter float8
+  p_workspace uuid, p_runtime uuid, p_kept uuid[], p_since interval, p_at timestamptz, p_jitter float8
 ) returns setof understudy.tasks language plpgsql as $$
 declare
   it understudy.tasks;
@@ -1436,7 +1437,7 @@ declare
 begin
   for it in select * from understudy.tasks t
             where t.runtime_id = p_runtime and t.status in ('dispatched', 'running') and t.workspace_id = p_workspace
-              and t.id <> all (p_kept) and t.dispatched_at <= understudy.now() - p_since
+              and t.id <> all (p_kept) and t.dispatched_at <= coalesce(p_at, understudy.now()) - p_since
             order by t.issue_id, t.id loop
     it := understudy.lock_seen(it);
     continue when it.id is null;

@@ -75,6 +75,7 @@ async def run_server(
         cast = Cast(database, node_id=node_id, leases=config.leases, tail=tail, news=news)
         lease = NodeLease(database, config, node_id, partial(_tell_peers, cast, notifier))
         listener = Listener(partial(_dial, config), node_id, partial(_hear_peers, cast, lease))
+        cast.leased_until = lease.ends_at
         sweepers = Sweepers(
             all_sweeps(database, node_id, config.leases, lease.may_judge),
             partial(cast.committed, None),

@@ -135,3 +135,31 @@ def test_a_node_that_hears_its_first_peer_knows_it_at_once(perform: Perform) -> 
             nursery.cancel_scope.cancel()
 
     perform(play)
+
+
+def test_a_node_that_has_lost_the_database_promises_a_machine_nothing_behind_its_lease(
+    perform: Perform,
+) -> None:
+    """R4.11: 45 s after the lease the others judge whom it hears, and 45 s later they give its
+    work away."""
+
+    async def play(stage: Stage) -> None:
+        cast, runtime_id = stage.cast, stage.board.runtime_id
+        lease = a_lease(stage, [])
+        cast.has_peers = True
+        cast.leased_until = lease.ends_at
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            assert cast.trust_s(runtime_id) == 90
+            stage.outage.failing.add("understudy.nodes")
+            await trio.sleep(29)
+            assert cast.trust_s(runtime_id) == 90
+            await trio.sleep(41)
+            cast.heard(runtime_id)
+            assert cast.trust_s(runtime_id) == 50
+            await trio.sleep(100)
+            cast.heard(runtime_id)
+            assert cast.trust_s(runtime_id) == 0
+            nursery.cancel_scope.cancel()
+
+    perform(play)

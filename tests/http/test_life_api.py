@@ -228,6 +228,18 @@ async def test_a_new_process_gives_up_what_it_neither_runs_nor_has_finished(node
     assert given_up["failure_reason"] == "runtime_recovery"
 
 
+async def test_a_run_to_be_stopped_holds_its_place_while_its_machine_comes_and_goes(
+    node: Node,
+) -> None:
+    """R7.1: it is told to stop; only its word, or its silence, ends the run."""
+    task = await running(node)
+    ok(await node.person.post(f"/api/tasks/{task['id']}/cancel"), 202)
+    held = {"task_id": task["id"], "claim_token": task["claim_token"]}
+    await register(node, incarnation="two", inventory={"running": [held]})
+    assert ok(await node.person.get(f"/api/tasks/{task['id']}"))["task"]["status"] == "running"
+    assert ok(await tell(node, task, "stopped"))["status"] == "cancelled"
+
+
 async def test_a_result_that_comes_late_counts_until_its_successor_starts(node: Node) -> None:
     """R6.5"""
     task = await running(node)

@@ -315,7 +315,7 @@ async def look(board: Board, watch: Watch) -> None:
     await watch("tasks of issue", tasks.of_issue(database, issue.id))
     await watch("tasks of workspace", tasks.of_workspace(database, workspace_id))
     await watch("pending", tasks.pending_of_runtime(database, workspace_id, board.runtime_id))
-    await watch("tokens", tasks.tokens_to_keep(database, workspace_id, [mine.task.id]))
+    await watch("tokens", tasks.in_flight(database, workspace_id, [mine.task.id]))
     await watch("messages of task", tasks.messages(database, mine.task.id))
     await watch("usage of task", tasks.usage(database, mine.task.id))
     await watch("comments", issues.comments(database, issue.id))

@@ -45,6 +45,23 @@ async def test_a_push_that_is_under_way_to_the_same_process_is_spared(story: Sto
     assert (await story.row(claim.id)).status is Status.FAILED
 
 
+async def test_a_registration_carried_out_late_knows_nothing_of_what_came_after_it(
+    story: Story,
+) -> None:
+    """R6.2: the machine has registered again meanwhile, and works."""
+    where = story.board.workspace_id, story.board.runtime_id
+    registered_at = story.now
+    await story.later(5)
+    claim = await story.running()
+    await story.later(sweeps.SPARED_S + 10)
+    for same_process in (True, False):
+        given_up = await sweeps.recover(
+            story.database, *where, kept=[], same_process=same_process, at=registered_at
+        )
+        assert given_up == []
+    assert (await story.row(claim.id)).status is Status.RUNNING
+
+
 async def test_what_the_same_process_has_had_for_long_and_does_not_name_is_lost(
     story: Story,
 ) -> None:

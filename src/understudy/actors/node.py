@@ -47,6 +47,10 @@ class NodeLease:
         if not self._has_peers:
             self._met.set()
 
+    def ends_at(self) -> float:
+        """On trio's clock; no later than the database says."""
+        return self._expires_at
+
     def may_judge(self) -> bool:
         """Whether everybody has had the time to come back to this node, or to another (R4.4)."""
         now = trio.current_time()

@@ -83,11 +83,9 @@ class Desk:
         for row in rows:
             await self._cast.attend(row)
             self._cast.heard(row.id)
-        verdicts = await self._verdicts(workspace_id, request.inventory)
+        verdicts: dict[str, wire.Verdict] = {}
         if request.inventory is not None:
-            for row in rows:
-                kept = _kept(request.inventory, verdicts)
-                await self._give_up(workspace_id, row.id, kept, same_process=done.same_process)
+            verdicts = await self._take_stock(done, request.inventory)
         self._cast.committed(None)
         return wire.Registered(
             runtimes=[
@@ -110,38 +108,44 @@ class Desk:
             raise not_found("workspace")
         return machine.workspace_id
 
-    async def _verdicts(
-        self, workspace_id: UUID, inventory: wire.Inventory | None
+    async def _take_stock(
+        self, done: runtimes.Registered, inventory: wire.Inventory
     ) -> dict[str, wire.Verdict]:
-        """R6.2. What is finished is always sent: a replay repeats nothing, a stale one hears so."""
-        if inventory is None:
-            return {}
-        running = inventory.running
-        held = await tasks.tokens_to_keep(
-            self._database, workspace_id, [each.task_id for each in running]
-        )
-        verdicts: dict[str, wire.Verdict] = {}
-        for each in running:
-            is_held = each.task_id in held and held[each.task_id] == each.claim_token
-            verdicts[str(each.task_id)] = "keep" if is_held else "stop"
-        for each in inventory.finished:
-            verdicts[str(each.task_id)] = "send"
-        return verdicts
+        """R6.2. What is finished is always sent: a replay repeats nothing, a stale one hears so.
 
-    async def _give_up(
-        self, workspace_id: UUID, runtime_id: UUID, kept: list[UUID], *, same_process: bool
-    ) -> list[Task]:
-        given_up = await sweeps.recover(
-            self._database, workspace_id, runtime_id, kept=kept, same_process=same_process
-        )
+        What is to be stopped is still there until the machine says otherwise (R7.1).
+        """
+        workspace_id = done.runtimes[0].workspace_id
+        asked = [each.task_id for each in inventory.running]
+        found = await tasks.in_flight(self._database, workspace_id, asked)
+        held = [
+            each
+            for each in inventory.running
+            if each.task_id in found and found[each.task_id].claim_token == each.claim_token
+        ]
+        kept = [each.task_id for each in (*held, *inventory.finished)]
+        for row in done.runtimes:
+            self._told_of(await sweeps.recover(
+                self._database, workspace_id, row.id,
+                kept=kept, same_process=done.same_process, at=row.last_seen_at,
+            ))  # fmt: skip
+        verdicts: dict[str, wire.Verdict] = {str(each): "stop" for each in asked}
+        for each in held:
+            if not found[each.task_id].is_stopping:
+                verdicts[str(each.task_id)] = "keep"
+        return verdicts | {str(each.task_id): "send" for each in inventory.finished}
+
+    def _told_of(self, given_up: list[Task]) -> None:
         for row in given_up:
             self._cast.committed(Moved(Outcome.MOVED, row))
-        return given_up
 
     async def _recover(self, machine: Machine, runtime_id: UUID, _: wire.Nothing) -> wire.Recovered:
         """R6.1: for a daemon that keeps no inventory."""
         await self._runtime(machine, runtime_id)
-        given_up = await self._give_up(machine.workspace_id, runtime_id, [], same_process=False)
+        given_up = await sweeps.recover(
+            self._database, machine.workspace_id, runtime_id, kept=[], same_process=False
+        )
+        self._told_of(given_up)
         retried = [row for row in given_up if row.retry_task_id is not None]
         return wire.Recovered(orphaned=len(given_up), retried=len(retried))
 
@@ -295,12 +299,6 @@ class Desk:
         workspace = await people.find_workspace(self._database, workspace_id)
         url = workspace and workspace.repository
         return [wire.Repository(url=url)] if url else []
-
-
-def _kept(inventory: wire.Inventory, verdicts: dict[str, wire.Verdict]) -> list[UUID]:
-    """What the daemon has, runs or has the end of; a stale claim does not count."""
-    held = [*inventory.running, *inventory.finished]
-    return [each.task_id for each in held if verdicts[str(each.task_id)] != "stop"]
 
 
 def _offers(request: wire.Register) -> list[runtimes.Offer]:

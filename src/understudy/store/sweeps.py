@@ -5,7 +5,7 @@ A sweep that another node is at finds nothing to do. What it returns has been co
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -27,14 +27,19 @@ async def recover(
     *,
     kept: list[UUID],
     same_process: bool,
+    at: datetime | None = None,
 ) -> list[Task]:
-    """Fail what an earlier process of the daemon left in flight, but for `kept` (R6.1, R6.2)."""
+    """Fail what an earlier process of the daemon left in flight, but for `kept` (R6.1, R6.2).
+
+    `at`: when the one that speaks registered; what was dispatched since then is not meant.
+    """
     rows = await database.pool.fetch(
-        "select * from understudy.recover_runtime($1, $2, $3, $4, $5)",
+        "select * from understudy.recover_runtime($1, $2, $3, $4, $5, $6)",
         workspace_id,
         runtime_id,
         kept,
         timedelta(seconds=SPARED_S if same_process else 0.0),
+        at,
         database.dice.random(),
     )
     return read_all(rows, Task)

@@ -239,18 +239,26 @@ async def pending_of_runtime(
     )
 
 
-async def tokens_to_keep(
+@dataclass(frozen=True)
+class InFlight:
+    """By which claim a task is held, and whether its machine is to stop it (R7.1)."""
+
+    claim_token: UUID | None
+    is_stopping: bool
+
+
+async def in_flight(
     database: Database, workspace_id: UUID, task_ids: list[UUID]
-) -> dict[UUID, UUID | None]:
-    """Of these tasks the ones that shall go on, each with the token that holds it (R6.2)."""
+) -> dict[UUID, InFlight]:
+    """Of these tasks the ones that have not ended."""
     rows = await database.pool.fetch(
-        "select id, claim_token from unnest($2::uuid[]) id join understudy.tasks using (id)"
-        " where workspace_id = $1 and status in ('dispatched', 'running')"
-        " and cancel_requested_at is null",
+        "select id, claim_token, cancel_requested_at is not null as is_stopping"
+        " from unnest($2::uuid[]) id join understudy.tasks using (id)"
+        " where workspace_id = $1 and status in ('dispatched', 'running')",
         workspace_id,
         task_ids,
     )
-    return {row["id"]: row["claim_token"] for row in rows}
+    return {row["id"]: InFlight(row["claim_token"], row["is_stopping"]) for row in rows}
 
 
 async def messages(
