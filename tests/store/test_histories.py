@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Final
 from uuid import UUID
 
 import pytest
+import trio
 
 from understudy.core.failures import POLICIES, FailureReason
 from understudy.core.leases import Leases
 from understudy.core.lifecycle import ACTIVE, TERMINAL, Move, Status, move
 from understudy.core.records import Agent, Issue
 from understudy.store import issues, runtimes, sweeps, tasks
-from understudy.store.connection import Record
+from understudy.store.connection import Record, open_connection
+from understudy.store.database import Database
+from understudy.store.pool import Pool
 from understudy.store.tasks import Failure, Fence
 from understudy.testing.story import Story, held
 from understudy.wire.daemon import ClaimedTask
@@ -362,3 +366,41 @@ async def test_no_long_history_breaks_a_law(
     """The same, for long enough that most moves have been made in each."""
     moves = await live(story, request.config.getoption("--seed") + number, 1000)
     assert len(moves) >= 10
+
+
+AT_ONCE: Final = {step: n for step, n in STEPS.items() if step is not wait}
+WORKERS: Final = 8
+
+
+async def lapse(world: World) -> None:
+    """Whatever is claimed was claimed too long ago."""
+    await world.story.database.pool.execute(
+        "update understudy.tasks set claim_expires_at = '2020-1-1' where id in (select id"
+        " from understudy.tasks where status = 'dispatched' for update skip locked)"
+    )
+
+
+async def work(world: World, steps: int) -> None:
+    for _ in range(steps):
+        (step,) = world.dice.choices([*AT_ONCE, lapse], [*AT_ONCE.values(), 2])
+        await step(world)
+
+
+async def test_whatever_is_done_at_once_nobody_waits_in_a_circle(
+    story: Story, dsn: str, request: pytest.FixtureRequest
+) -> None:
+    """R2.1, R2.3: issues by id, their tasks, and agents last; the laws hold in the end."""
+    seed = request.config.getoption("--seed")
+    pool = Pool(partial(open_connection, dsn), size=WORKERS)
+    crowd = Story(story.board.on(Database(pool, Random(seed))))
+    world = await new_world(crowd, Random(seed))
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(work, world, 60)
+    await check(world)
+    circles = await pool.fetchval(
+        "select deadlocks from pg_stat_database where datname = current_database()"
+    )
+    await pool.aclose()
+    assert circles == 0
