@@ -7,6 +7,7 @@ up to twenty tasks at once; pgbench claims one by one, as a driver without a ser
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from contextlib import AsyncExitStack
@@ -21,6 +22,7 @@ from bench.backlog import Queue
 from bench.cost import Bill, Run, typical
 from bench.crew import open_crew
 from bench.installation import Node, Tenant, make_tenant, open_node, open_store, postmaster_pid
+from understudy.server import PLANS
 from understudy.store.binaries import find_binaries
 from understudy.store.embedded import EmbeddedServer
 
@@ -32,6 +34,8 @@ FIRST_S: Final = 30.0
 RATE_MAX: Final = 2500
 """Lifecycles a second that the queue is filled for."""
 MICRO: Final = 1_000_000
+OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in PLANS.items())
+"""As the server's own sessions have them: a queue that grows is not planned well without."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,10 @@ class PlainSql:
             command += [f"--define=runtime={runtime_id}", "--log", f"--log-prefix={logs}/log"]
             bill = Bill(self.postmaster, None)
             await trio.run_process(
-                [*command, self.dsn], stdout=subprocess.DEVNULL, capture_stderr=True
+                [*command, self.dsn],
+                stdout=subprocess.DEVNULL,
+                capture_stderr=True,
+                env={**os.environ, "PGOPTIONS": OPTIONS},
             )
             return bill.settle(_took_s(Path(logs)))
 
