@@ -11,6 +11,7 @@ from typing import Final
 from understudy.core.leases import Leases
 
 PORT: Final = 7717
+ORPHAN_S: Final = 1800.0
 ROOTS: Final = Path("/var/lib/understudy")
 
 
@@ -73,5 +74,7 @@ class DaemonConfig:
     token: str
     workspace_id: str
     tasks_max: int = 20
+    orphan_s: float = ORPHAN_S
+    """For how long an agent goes on when its daemon does not come back (R8.2)."""
     leases: Leases = field(default_factory=Leases)
     search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath))

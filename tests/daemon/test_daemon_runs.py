@@ -16,6 +16,7 @@ import trio
 from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
 from understudy.core.tree import Branch
+from understudy.daemon import trust
 from understudy.daemon.link import Link
 from understudy.daemon.main import Daemon, run_daemon
 from understudy.daemon.outbox import Outbox, Report
@@ -33,6 +34,7 @@ class StillLink:
     """Up, and never answers: a run stays where it asks to start."""
 
     is_up: bool = True
+    trouble: str | None = None
     offers: list[int] = field(default_factory=list)
 
     async def deliver(self, name: str, body: object, subject: uuid.UUID) -> None:
@@ -169,7 +171,7 @@ async def test_what_may_be_elsewhere_by_now_is_not_said_to_run_here(
     machine.daemon.take([movable, pinned])
     both = {(movable.id, movable.claim_token), (pinned.id, pinned.claim_token)}
     assert machine.inventory() == (both, set())
-    machine.daemon.trusted(trio.current_time(), {runtime: 0.0})
+    machine.daemon.trusted(trust.now(), {runtime: 0.0})
     assert machine.inventory() == (
         {(pinned.id, pinned.claim_token)},
         {(movable.id, movable.claim_token)},
@@ -195,7 +197,7 @@ async def test_a_registration_renews_trust_and_stops_what_is_no_longer_ours(
             )
         ),
     )
-    asked_at = trio.current_time()
+    asked_at = trust.now()
     with trio.fail_after(30):
         while machine.daemon.runs.get(lost.id) is None:  # noqa: ASYNC110  It is on its way.
             await trio.sleep(0.01)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from uuid import uuid4
 
 import msgspec
 import pytest
 import trio
 
-from understudy.daemon.trust import MARGIN_S, Trust
+from understudy.daemon.boottime import boot_s
+from understudy.daemon.trust import LOOK_S, MARGIN_S, Trust, now
 from understudy.testing.clock import VirtualClock
 from understudy.wire.daemon import ClaimedTask
 
@@ -77,6 +79,45 @@ async def test_a_daemon_that_has_just_begun_has_a_window_of_its_own(
     trust = Trust(until=45.0)
     trust.promise(0.0, {OTHER: 90.0})
     assert await ends_at(trust) == 45.0
+
+
+@dataclass
+class Sleep:
+    """What the machine has slept: trio's clock knows nothing of it."""
+
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_machine_that_slept_has_used_up_its_window(
+    virtual_clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """R4.11: trio's clock stands still while a machine sleeps, the server's does not."""
+    slept = Sleep(500.0)
+    monkeypatch.setattr("understudy.daemon.trust.slept_s", slept)
+    trust = Trust(until=0.0)
+    trust.promise(now(), {OURS: 90.0})
+    ends: list[float] = []
+
+    async def wait() -> None:
+        ends.append(await ends_at(trust))
+
+    nursery.start_soon(wait)
+    await trio.sleep_until(30.0)
+    assert not trust.may_be_elsewhere(task(is_movable=True))
+    slept.seconds += 3600.0
+    assert trust.may_be_elsewhere(task(is_movable=True))
+    await trio.sleep_until(31.0 + LOOK_S)
+    assert len(ends) == 1
+
+
+async def test_keepers_are_told_the_end_on_their_own_clock(virtual_clock: VirtualClock) -> None:
+    """R4.11"""
+    trust = Trust(until=0.0)
+    trust.promise(now(), {OURS: 90.0})
+    assert trust.until_boot_s(OURS) - boot_s() == pytest.approx(90.0 - MARGIN_S, abs=1.0)
 
 
 async def test_only_what_another_machine_may_take_is_elsewhere(

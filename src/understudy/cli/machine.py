@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
 
 from understudy.cli import credentials
+from understudy.cli.background import LOG, path, restart, run_options, start, stop
 from understudy.cli.client import (
     FAILED,
     FORBIDDEN,
@@ -25,13 +23,17 @@ from understudy.cli.client import (
     split_link,
 )
 from understudy.cli.credentials import MachineKey
-from understudy.cli.output import json_option, show_json, show_table
+from understudy.cli.output import json_option, show_json, show_table, when
 from understudy.config import DaemonConfig
-from understudy.daemon.status import DaemonStatus, is_running, read_status
+from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
+from understudy.daemon.stopping import SIGNALS, Ending
 
-START_S: Final = 20.0
-STOP_S: Final = 20.0
-LOG: Final = "daemon.log"
+COLUMNS: Final = ["issue", "agent", "provider", "since", "last output", "task", "directory"]
+ENDINGS: Final = {
+    Ending.DRAIN: "It takes nothing new, and ends with the last of its runs.",
+    Ending.NOW: "It is stopping its agents, and ends when they are gone and reported.",
+    Ending.RESTART: "It is about to start anew.",
+}
 NEAR: Final = (
     "No other machine reaches {server}: start the server with"
     " `understudy up --host ADDRESS`, an address of this machine in your network."
@@ -70,8 +72,34 @@ def daemon() -> None:
     """The daemon that runs agents on this machine."""
 
 
-def _path() -> Path:
-    return credentials.home().daemon
+@daemon.command()
+@run_options
+def run(*, tasks_max: int, orphan_s: float) -> None:
+    """Work in the foreground, as `up` and service managers start it."""
+    import trio
+
+    from understudy.cli.logs import log_to_file
+    from understudy.core.tree import Branch
+    from understudy.daemon.main import run_daemon
+    from understudy.parent import until_parent_ends
+    from understudy.supervisor import run_tree
+
+    machine = _machine()
+    config = DaemonConfig(
+        path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s
+    )
+    secrets = log_to_file(path() / LOG)
+    endings: list[Ending] = []
+
+    async def main() -> None:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            ending = await run_daemon(config, Branch("daemon"), signals=signals, secrets=secrets)
+            endings.append(ending)
+
+    code = run_tree(partial(until_parent_ends, main))
+    if endings == [Ending.RESTART]:  # Its parent, its pid and its settings stay.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    sys.exit(code)
 
 
 def _machine() -> MachineKey:
@@ -81,90 +109,17 @@ def _machine() -> MachineKey:
     return machine
 
 
-TASKS_MAX = click.option(
-    "--max-concurrent-tasks",
-    "tasks_max",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    envvar="UNDERSTUDY_DAEMON_MAX_CONCURRENT_TASKS",
-)
-
-
-@daemon.command()
-@TASKS_MAX
-def run(*, tasks_max: int) -> None:
-    """Work in the foreground, as `up` and service managers start it."""
-    from understudy.cli.logs import log_to_file
-    from understudy.core.tree import Branch
-    from understudy.daemon.main import run_daemon
-    from understudy.parent import until_parent_ends
-    from understudy.supervisor import run_tree
-
-    machine = _machine()
-    config = DaemonConfig(
-        _path(), machine.server, machine.key, machine.workspace_id, tasks_max=tasks_max
-    )
-    log_to_file(_path() / LOG)
-    main = partial(run_daemon, config, Branch("daemon"))
-    sys.exit(run_tree(partial(until_parent_ends, main)))
-
-
-@daemon.command()
-@TASKS_MAX
-@json_option
-def start(*, tasks_max: int, as_json: bool) -> None:
-    """Start it in the background."""
-    if is_running(_path()):
-        give_up("it runs already: `understudy daemon status`", FAILED)
-    _machine()
-    command = [sys.executable, "-m", "understudy", "daemon", "run"]
-    process = subprocess.Popen(
-        [*command, "--max-concurrent-tasks", str(tasks_max)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + START_S
-    while read_status(_path()) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            assert process.stderr is not None
-            said = process.stderr.read().decode().strip() if process.poll() is not None else ""
-            give_up(said or f"it did not come up; see {_path() / LOG}", FAILED)
-        time.sleep(0.05)
-    found = read_status(_path())
-    assert found is not None
-    show_json(msgspec.to_builtins(found)) if as_json else click.echo(f"It runs (pid {found.pid}).")
-
-
-@daemon.command()
-@json_option
-def stop(*, as_json: bool) -> None:
-    """Stop it. Its agents go on, and the next daemon takes them over (R7.4)."""
-    found = read_status(_path())
-    if found is None:
-        give_up("it does not run", FAILED)
-    os.kill(found.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_S
-    while is_running(_path()):
-        if time.monotonic() > deadline:
-            give_up(f"pid {found.pid} has not stopped within {STOP_S:.0f} s", FAILED)
-        time.sleep(0.05)
-    if as_json:
-        show_json({"stopped": True, "agents_going_on": len(found.runs)})
-    else:
-        going_on = f"; {len(found.runs)} agents go on" if found.runs else ""
-        click.echo(f"It has stopped{going_on}.")
+for command in (start, restart, stop):
+    daemon.add_command(command)
 
 
 @daemon.command()
 @json_option
 def status(*, as_json: bool) -> None:
     """Whether it runs, what it runs, what waits to be reported."""
-    found = read_status(_path())
+    found = read_status(path())
     if as_json:
-        show_json({"running": found is not None, **(msgspec.to_builtins(found) if found else {})})
+        show_json({"running": found is not None, **(_as_json(found) if found else {})})
     elif found is None:
         click.echo("It does not run: understudy daemon start")
     else:
@@ -172,16 +127,44 @@ def status(*, as_json: bool) -> None:
     sys.exit(0 if found else FAILED)
 
 
+def _as_json(found: DaemonStatus) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(found)
+    for run, told in zip(found.runs, shown["runs"], strict=True):
+        at = progress(run)
+        told |= {"since": _iso(at.since), "last_progress": _iso(at.last)}
+    return shown
+
+
 def _show(found: DaemonStatus) -> None:
     link = "linked to" if found.is_linked else "NOT linked to"
-    click.echo(f"It runs (pid {found.pid}), {link} {found.server}.")
+    why = f": {found.trouble}" if found.trouble else ""
+    click.echo(f"It runs (pid {found.pid}, version {found.version}), {link} {found.server}{why}.")
+    if found.ending:
+        click.echo(ENDINGS[Ending(found.ending)])
     click.echo(f"{found.slots - found.slots_free} of {found.slots} slots taken, "
                f"{found.reports_waiting} reports wait for the server.")  # fmt: skip
     for provider, problem in found.found.items():
         click.echo(f"  {provider}: {problem or 'works'}")
     if found.runs:
-        rows = [[r.issue, r.provider, r.task_id, r.work_dir] for r in found.runs]
-        show_table(["issue", "provider", "task", "directory"], rows, empty="")
+        show_table(COLUMNS, [_row(run) for run in found.runs], empty="")
+
+
+def _row(run: RunStatus) -> list[object]:
+    at = progress(run)
+    last = "ended, to be reported" if run.is_reported else when(_iso(at.last))
+    return [
+        run.issue,
+        run.agent,
+        run.provider,
+        when(_iso(at.since)),
+        last,
+        run.task_id,
+        run.work_dir,
+    ]
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
 
 
 @daemon.command()
@@ -189,8 +172,8 @@ def _show(found: DaemonStatus) -> None:
 @click.option("-f", "--follow", is_flag=True)
 def logs(*, lines: int, follow: bool) -> None:
     """What it wrote down."""
-    path = _path() / LOG
-    if not path.exists():
-        give_up(f"no log yet at {path}", FAILED)
-    arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
+    log = path() / LOG
+    if not log.exists():
+        give_up(f"no log yet at {log}", FAILED)
+    arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)]
     os.execvp("tail", arguments)  # noqa: S606  # It is the program for this.

@@ -141,6 +141,9 @@ async def _attend(
 
 async def _raise_end(name: str, process: trio.Process) -> None:
     code = await process.wait()
+    if code == 0 and name == "daemon":  # As it was asked to: `understudy daemon stop`.
+        click.echo("The daemon was stopped; `understudy daemon start` starts it again.")
+        await trio.sleep_forever()
     if code == EXIT_CANNOT_START:
         raise CannotStart(f"understudy {name} could not start")
     raise ChildEnded(f"understudy {name} ended with status {code}")

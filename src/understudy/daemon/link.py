@@ -27,6 +27,7 @@ from trio_websocket import (
 
 from understudy.config import DaemonConfig
 from understudy.core.struct import Struct
+from understudy.daemon import trust
 from understudy.daemon.session import LinkLost, Session
 from understudy.wire.daemon import (
     CLAIM_LEASE,
@@ -92,7 +93,7 @@ class Host(Protocol):
         ...
 
     def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
-        """By runtime, from when it was asked on trio's clock: its work stays its own (R4.11)."""
+        """By runtime, from when it was asked by `trust.now`: its work stays its own (R4.11)."""
         ...
 
     def free_slots(self) -> int: ...
@@ -137,8 +138,11 @@ class Link:
         self._session: Session | None = None
         self._changed = trio.Event()
         self._stale = trio.Event()
+        self._unwanted = trio.Event()
         self._linked_at = math.inf
         self.runtime_ids: list[UUID] = []
+        self.trouble: str | None = None
+        """Why there is no link."""
 
     @property
     def is_up(self) -> bool:
@@ -156,7 +160,9 @@ class Link:
                 await self._connect_once(host)
             except BROKEN as error:
                 _raise_shutout(error)
-                logger.warning("no link: %s", _in_words(error))
+                self.trouble = _in_words(error)
+                logger.warning("no link: %s", self.trouble)
+                host.link_changed()
             lasted_s = trio.current_time() - self._linked_at
             failures = 0 if lasted_s > RECONNECT_S_MAX else failures + 1
             await trio.sleep(pause_s(failures, self._dice.random()))
@@ -169,7 +175,9 @@ class Link:
             raise _first(group) from None
 
     async def _converse(self, session: Session, host: Host) -> None:
+        self._unwanted = trio.Event()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_unwanted)
             nursery.start_soon(session.send_frames)
             nursery.start_soon(self._receive, session, host)
             self._set_session(session)
@@ -188,6 +196,7 @@ class Link:
         with _patiently("a registration"):
             self.runtime_ids = await host.connected()
         session.is_registered = True
+        self.trouble = None
         self._tell_changed()
         session.announce(self.runtime_ids, host.free_slots())
         host.link_changed()
@@ -208,11 +217,19 @@ class Link:
         """What this machine offers has changed, or the server forgot it (R4.7)."""
         self._stale.set()
 
+    def connect_again(self) -> None:
+        """Credit is never taken back (it only grows): but a new connection begins without any."""
+        self._unwanted.set()
+
+    async def _wait_unwanted(self) -> None:
+        await self._unwanted.wait()
+        raise LinkLost("a new connection is wanted")
+
     async def _heartbeat_forever(self, session: Session, host: Host) -> None:
         """Liveness has its own task and deadline: no report or checkout delays it (R4.8)."""
         while True:
             await trio.sleep(self._heartbeat_s)
-            asked_at = trio.current_time()
+            asked_at = trust.now()
             with _patiently("a heartbeat"):
                 heard = await self.call("heartbeats", Heartbeats(runtime_ids=self.runtime_ids))
             assert isinstance(heard, HeartbeatsHeard)

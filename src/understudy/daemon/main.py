@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
+from signal import Signals
 from typing import Final, final
 from uuid import UUID, uuid4
 
@@ -20,24 +21,29 @@ from understudy.actors.troupe import Troupe
 from understudy.config import DaemonConfig
 from understudy.core.failures import FailureReason
 from understudy.core.restarts import CannotStart, RestartPolicy
+from understudy.core.secrets import Secrets
 from understudy.core.tree import Branch
-from understudy.daemon import record, run
+from understudy.daemon import record, run, trust
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
-from understudy.daemon.link import Dial, Link, Shutout, dial
+from understudy.daemon.link import Dial, Link, LinkRefused, Shutout, dial
 from understudy.daemon.locks import take_lock
 from understudy.daemon.outbox import Outbox, OutboxBusy
 from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
+from understudy.daemon.session import LinkLost
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
+from understudy.daemon.stopping import SIGNALS, Ending, Stopping
 from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
+from understudy.parent import has_parent
 from understudy.supervisor import open_children, supervise
 from understudy.version import VERSION
 from understudy.wire.daemon import (
     ClaimedTask,
+    Deregister,
     HeldTask,
     Inventory,
     Register,
@@ -48,23 +54,41 @@ from understudy.wire.daemon import (
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 5.0
+LEAVE_S: Final = 2.0
+SHUTDOWN: Final = run.Stop(FailureReason.RUNTIME_SHUTDOWN)
 
 
-async def run_daemon(config: DaemonConfig, tree: Branch, *, dialer: Dial | None = None) -> None:
-    """Work until cancelled; the agents go on under their keepers, and are found again (R7.4)."""
+async def run_daemon(
+    config: DaemonConfig,
+    tree: Branch,
+    *,
+    dialer: Dial | None = None,
+    signals: AsyncIterable[int] | None = None,
+    secrets: Secrets | None = None,
+) -> Ending:
+    """Work until cancelled; the agents go on under their keepers, and are found again (R7.4).
+
+    Or until one of `stopping.SIGNALS` comes, and what it asks for is done. What the log is to hide
+    is added to `secrets`.
+    """
     config.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(config.path), _outbox(config.path) as outbox:
         (config.path / STATUS).unlink(missing_ok=True)  # It speaks of another process.
         heartbeat_s = config.leases.heartbeat_s
         link = Link(dialer or dial(config), heartbeat_s=heartbeat_s, dice=SystemRandom())
-        daemon = Daemon(config, _workshop(config, link, outbox))
+        shop = _workshop(config, link, outbox)
+        shop.secrets = secrets or shop.secrets
+        daemon = Daemon(config, shop)
         async with open_children(stop_s=STOP_S) as children:
             probe = partial(probe_forever, config.search_path, daemon.found)
             await children.start(supervise, tree.child("probe"), probe, RestartPolicy())
             # After the probe: what is found again may have to be started, with what is here.
             await children.start(daemon.keep_runs, tree)
             await children.start(supervise, tree.child("link"), daemon.keep_link, RestartPolicy())
-            raise CannotStart(await daemon.wait_shutout())
+            try:
+                return await daemon.wait_end(signals)
+            finally:
+                await daemon.take_leave()
 
 
 def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
@@ -80,8 +104,9 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
         repositories=Repositories(work, Git(os.environ)),
         slots=Slots(config.tasks_max),
         leases=config.leases,
-        trust=Trust(trio.current_time() + config.leases.offline_after_s),
+        trust=Trust(trust.now() + config.leases.offline_after_s),
         environment={**os.environ, "PATH": config.search_path},
+        orphan_s=config.orphan_s,
     )
 
 
@@ -123,6 +148,7 @@ class Daemon:
         self._shut_out = trio.Event()
         workshop.slots.freed = self._run_over
         workshop.changed = self.note_status
+        self._stopping = Stopping(is_idle=lambda: workshop.slots.is_idle)
 
     async def keep_runs(
         self, branch: Branch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -131,6 +157,8 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.runs = Troupe(nursery, branch.child("runs"), self._run_actor)
+            for task in self._tasks():
+                self._keep_secrets(task)
             for task_id in self._on_disk():
                 logger.info("task %s: found again", task_id)
                 await self.runs.find(task_id)
@@ -145,18 +173,51 @@ class Daemon:
             self._shutout = str(shutout)
             self._shut_out.set()
 
-    async def wait_shutout(self) -> str:
-        """The sentence that says why the server does not want this daemon."""
+    async def _wait_shutout(self) -> None:
         await self._shut_out.wait()
         assert self._shutout is not None
-        return self._shutout
+        raise CannotStart(self._shutout)
+
+    async def wait_end(self, signals: AsyncIterable[int] | None) -> Ending:
+        """Raises `CannotStart` where the server does not want this daemon."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_shutout)
+            if signals is not None:
+                nursery.start_soon(self._hear, signals)
+            ending = await self._stopping.wait_over()
+            nursery.cancel_scope.cancel()
+        return ending
+
+    async def _hear(self, signals: AsyncIterable[int]) -> None:
+        async for number in signals:
+            self.end(SIGNALS[Signals(number)])
+
+    def end(self, ending: Ending) -> None:
+        """Begin to (R7.4). Tasks that come under the credit of old are not taken any more."""
+        self._stopping.ask(ending)
+        if ending is not Ending.RESTART:
+            self._shop.link.connect_again()
+        if ending is Ending.NOW:
+            for task in self._tasks():
+                self._tell_run(task.id, SHUTDOWN)
+        self.note_status()
+
+    async def take_leave(self) -> None:
+        """So that the server need not find out by silence. Not while agents go on here: it would
+        count their time from now, and they from when the server was last heard (R4.11)."""
+        runtime_ids = [str(each) for each in self._shop.runtimes]
+        is_left = self._shop.slots.is_idle and self._stopping.ending is not Ending.RESTART
+        if is_left and runtime_ids and self._shop.link.is_up:
+            leave = Deregister(runtime_ids=runtime_ids)
+            with trio.move_on_after(LEAVE_S, shield=True), suppress(LinkLost, LinkRefused):
+                await self._shop.link.call("deregister", leave)
 
     def _run_actor(self, task_id: UUID) -> RunActor:
         return RunActor(task_id, self._pushed.get(task_id), self._shop)
 
     def _on_disk(self) -> list[UUID]:
         named = {UUID(task_id) for task_id, _ in self._shop.outbox.claims()}
-        return sorted(named | {run for run in map(_run_of, self._shop.runs.iterdir()) if run})
+        return sorted(named | record.runs_in(self._shop.runs).keys())
 
     def found(self, found: list[Found]) -> None:
         """What the probe says is here now; told to the server if it has changed."""
@@ -168,7 +229,7 @@ class Daemon:
     # The link's host
 
     async def connected(self) -> list[UUID]:
-        asked_at = trio.current_time()
+        asked_at = trust.now()
         answer = await self._shop.link.call("register", self._registration())
         assert isinstance(answer, Registered)
         self._shop.runtimes = {each.id: each.provider for each in answer.runtimes}
@@ -222,34 +283,41 @@ class Daemon:
         return list((found | self._pushed).values())
 
     def _orders(self) -> list[record.RunOrder]:
-        orders = []
-        for entry in self._shop.runs.iterdir():
-            try:
-                order = record.read_order(entry) if _run_of(entry) else None
-            except (record.UnreadableOrder, OSError):
-                continue  # Its run says so itself.
-            orders += [order] if order else []
-        return orders
+        return record.read_orders(self._shop.runs)
 
     def take(self, tasks: list[ClaimedTask]) -> None:
         """Pushed under our credit. What we have already is under a newer claim now (R3.5)."""
         for task in tasks:
-            self._pushed[task.id] = task
             if self._shop.slots.holds(task.id):
                 logger.warning("task %s was pushed again", task.id)
+                self._pushed[task.id] = task
                 self._tell_run(task.id, run.Again(task))
+            elif self._stopping.takes_nothing:
+                logger.info("task %s came too late: this daemon is about to end", task.id)
             else:
-                self._shop.slots.take(task.id)
-                assert self._nursery is not None
-                self._nursery.start_soon(self._begin, task.id)
+                self._take(task)
         self.note_status()
+
+    def _take(self, task: ClaimedTask) -> None:
+        self._keep_secrets(task)
+        self._pushed[task.id] = task
+        self._shop.slots.take(task.id)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._begin, task.id)
+
+    def _keep_secrets(self, task: ClaimedTask) -> None:
+        self._shop.secrets.add(task.agent.custom_env.values())
 
     async def _begin(self, task_id: UUID) -> None:
         while self.runs.get(task_id) is not None:
             await trio.lowlevel.checkpoint()  # The last one of this task is just leaving.
         await self.runs.find(task_id)
+        if self._stopping.ending is Ending.NOW:
+            self._tell_run(task_id, SHUTDOWN)  # It was not there yet when the others were told.
 
     def free_slots(self) -> int:
+        if self._stopping.takes_nothing:
+            return 0
         return min(self._shop.slots.free, self._shop.outbox.room())
 
     def link_changed(self) -> None:
@@ -258,6 +326,7 @@ class Daemon:
     def _run_over(self, task_id: UUID) -> None:
         self._pushed.pop(task_id, None)
         self._shop.link.offer(self.free_slots())
+        self._stopping.look()
         self.note_status()
 
     def stop(self, task_ids: Sequence[UUID]) -> None:
@@ -279,13 +348,16 @@ class Daemon:
             logger.warning("no status was written: %s", error)
 
     def _status(self) -> DaemonStatus:
-        places = {order.task.id: order.spec.work_dir for order in self._orders()}
+        specs = {order.task.id: order.spec for order in self._orders()}
         runs = [
             RunStatus(
                 task_id=task.id,
                 issue=task.issue.key if task.issue else None,
                 provider=task.provider,
-                work_dir=places.get(task.id, ""),
+                work_dir=specs[task.id].work_dir if task.id in specs else "",
+                agent=task.agent.name,
+                run_dir=specs[task.id].run_dir if task.id in specs else "",
+                is_reported=self._shop.is_reported(task),
             )
             for task in self._tasks()
         ]
@@ -300,15 +372,11 @@ class Daemon:
             reports_waiting=len(self._shop.outbox.claims()),
             found={each.provider: each.problem for each in self._shop.found.values()},
             runs=runs,
+            incarnation=self._incarnation,
+            trouble=self._shop.link.trouble,
+            ending=self._stopping.ending,
+            is_child=has_parent(),
         )
-
-
-def _run_of(entry: Path) -> UUID | None:
-    """None for what was set aside, and for what others have put there."""
-    try:
-        return UUID(entry.name)
-    except ValueError:
-        return None
 
 
 def _token(text: str) -> UUID | None:

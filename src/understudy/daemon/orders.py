@@ -167,7 +167,7 @@ def _environment(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> dict[s
     return {**kept, **task.agent.custom_env, **told}
 
 
-def keeper_spec(order: RunOrder, launch: Launch) -> Spec:
+def keeper_spec(order: RunOrder, launch: Launch, workshop: Workshop) -> Spec:
     return Spec(
         run=str(order.task.id),
         argv=list(launch.argv),
@@ -177,4 +177,5 @@ def keeper_spec(order: RunOrder, launch: Launch) -> Spec:
         close_stdin=launch.close_stdin,
         interrupt=launch.interrupt,
         done=launch.done,
+        orphan_s=workshop.orphan_s,
     )

@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -62,9 +63,27 @@ def read_order(run_dir: Path) -> RunOrder | None:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UnreadableOrder(f"{run_dir / ORDER}: {error}") from None
-    if order.format != FORMAT:
-        raise UnreadableOrder(f"{run_dir / ORDER} has format {order.format}, not {FORMAT}")
+    if order.format > FORMAT:
+        raise UnreadableOrder(f"{run_dir / ORDER} has format {order.format}, we know {FORMAT}")
     return order
+
+
+def runs_in(runs: Path) -> dict[UUID, Path]:
+    """Without what was set aside, and what others have put there."""
+    found = {}
+    for entry in runs.iterdir():
+        with suppress(ValueError):
+            found[UUID(entry.name)] = entry
+    return found
+
+
+def read_orders(runs: Path) -> list[RunOrder]:
+    """Of what is there and can be read; a run that cannot be says so itself."""
+    orders = []
+    for entry in runs_in(runs).values():
+        with suppress(UnreadableOrder, OSError):
+            orders.append(read_order(entry))
+    return [order for order in orders if order is not None]
 
 
 def set_aside(run_dir: Path) -> Path:

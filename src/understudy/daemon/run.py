@@ -254,7 +254,7 @@ class RunActor(Actor[Message]):
             logger.info("task %s: starting %s in %s", self._id, task.provider, work.path)
             await spawn_keeper(
                 self._kept.run_dir,
-                keeper_spec(order, launch),
+                keeper_spec(order, launch, self._shop),
                 descriptors=work.claim.descriptors,
             )
         return order

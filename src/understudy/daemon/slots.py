@@ -19,6 +19,10 @@ class Slots:
         """Never below zero: runs found again after a restart are kept whatever their number."""
         return max(0, self.total - len(self._held))
 
+    @property
+    def is_idle(self) -> bool:
+        return not self._held
+
     def holds(self, task_id: UUID) -> bool:
         return task_id in self._held
 

@@ -10,6 +10,7 @@ import msgspec
 
 from understudy.core.struct import Struct
 from understudy.daemon.locks import is_locked
+from understudy.daemon.rundir import OUT, STATE, State, UnknownFormat, read_record
 
 STATUS: Final = "status.json"
 LOCK: Final = "lock"
@@ -20,9 +21,15 @@ class RunStatus(Struct):
     issue: str | None
     provider: str
     work_dir: str
+    agent: str = ""
+    run_dir: str = ""
+    is_reported: bool = False
+    """It has ended, and its report waits for the server."""
 
 
 class DaemonStatus(Struct):
+    """What has a default came later: the daemon that wrote it may be an older one."""
+
     pid: int
     server: str
     daemon_id: str
@@ -34,6 +41,31 @@ class DaemonStatus(Struct):
     found: dict[str, str | None]
     """Provider to what is wrong with it; None where it works."""
     runs: list[RunStatus]
+    incarnation: str = ""
+    """Another one after each start, though the pid may be the same."""
+    trouble: str | None = None
+    """Why there is no link."""
+    ending: str | None = None
+    """What it was asked to end like (`stopping.Ending`), and is about."""
+    is_child: bool = False
+    """Of `understudy up`, which ends it with itself."""
+
+
+class Progress(Struct):
+    """When a run was started and when its agent last printed something; seconds since 1970."""
+
+    since: float | None = None
+    last: float | None = None
+
+
+def progress(run: RunStatus) -> Progress:
+    """From the run's directory: an agent at work is no news for the daemon's file."""
+    run_dir = Path(run.run_dir)
+    try:
+        since = read_record(run_dir / STATE, State).started_at
+        return Progress(since=since, last=max(since, (run_dir / OUT).stat().st_mtime))
+    except (OSError, ValueError, UnknownFormat):
+        return Progress()  # It is being prepared, or has just gone.
 
 
 def write_status(path: Path, status: DaemonStatus) -> None:

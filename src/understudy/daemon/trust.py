@@ -1,8 +1,9 @@
 """For how long the work of this machine stays its own while nobody hears of it (R4.11).
 
 The server promises it with each registration and heartbeat. The promise counts from the moment it
-was asked for, on trio's clock, and is kept here with a margin for ending what runs. A shorter
-promise counts at once: another machine has come that could take over.
+was asked for, on a clock that goes on while this machine sleeps (a laptop that wakes up after an
+hour has lost its movable work long ago), and is kept here with a margin for ending what runs. A
+shorter promise counts at once: another machine has come that could take over.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from uuid import UUID
 
 import trio
 
+from understudy.daemon.boottime import boot_s, slept_s
 from understudy.wire.daemon import ClaimedTask
 
 MARGIN_S: Final = 10.0
 """For an agent's tree to go: an interrupt, SIGTERM, SIGKILL (R7.2)."""
+LOOK_S: Final = 2.0
+"""A deadline of trio's does not come sooner because the machine slept: so it is looked at."""
+
+
+def now() -> float:
+    """trio's time, and what this machine has slept."""
+    return trio.current_time() + slept_s()
 
 
 @final
@@ -29,6 +38,7 @@ class Trust:
         self._promised = trio.Event()
 
     def promise(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
+        """`asked_at`: by `now()`."""
         for runtime_id, seconds in trust_s.items():
             self._until[runtime_id] = asked_at + max(0.0, seconds - MARGIN_S)
         self._promised.set()
@@ -37,15 +47,20 @@ class Trust:
     def until(self, runtime_id: UUID) -> float:
         return self._until.get(runtime_id, self._until_else)
 
+    def until_boot_s(self, runtime_id: UUID) -> float:
+        """The same moment on the clock that keepers have too."""
+        return boot_s() + self.until(runtime_id) - now()
+
     def may_be_elsewhere(self, task: ClaimedTask) -> bool:
         """The promise has ended, and another machine may have been given this task."""
         return (
-            task.is_movable
-            and task.runtime_id is not None
-            and self.until(task.runtime_id) <= trio.current_time()
+            task.is_movable and task.runtime_id is not None and self.until(task.runtime_id) <= now()
         )
 
+    async def wait_promise(self) -> None:
+        await self._promised.wait()
+
     async def wait_end(self, runtime_id: UUID) -> None:
-        while (until := self.until(runtime_id)) > trio.current_time():
-            with trio.move_on_at(until):
+        while (left_s := self.until(runtime_id) - now()) > 0:
+            with trio.move_on_after(min(left_s, LOOK_S)):
                 await self._promised.wait()

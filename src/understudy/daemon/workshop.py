@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from understudy.config import ORPHAN_S
 from understudy.core.leases import Leases
+from understudy.core.secrets import Secrets
 from understudy.daemon.link import Link
 from understudy.daemon.outbox import Outbox, Report
 from understudy.daemon.probe import Found
@@ -31,6 +33,9 @@ class Workshop:
     leases: Leases
     trust: Trust
     environment: Mapping[str, str]
+    orphan_s: float = ORPHAN_S
+    secrets: Secrets = field(default_factory=Secrets)
+    """What the log hides (R9.5)."""
     found: dict[str, Found] = field(default_factory=dict)
     runtimes: dict[UUID, str] = field(default_factory=dict)
     changed: Callable[[], None] = lambda: None

@@ -1,0 +1,51 @@
+"""What a log hides (R9.5)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from understudy.cli.logs import Redacting
+from understudy.core.secrets import LENGTH_MIN, Secrets
+from understudy.store.tokens import AGENT, PREFIXES
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES.values(), AGENT.rstrip("_")])
+def test_a_key_of_ours_is_hidden_but_for_its_kind(prefix: str) -> None:
+    """R9.5: in a link, in a header, in quotes."""
+    key = f"{prefix}_{'0af3' * 12}"
+    for text in (f"/login/{key}", f"Bearer {key}", f"'{key}',", f"x{key}"):
+        assert Secrets().hide(text) == text.replace(key, f"{prefix}_***")
+
+
+def test_what_agents_are_given_is_hidden_wherever_it_stands() -> None:
+    """R9.5: a value in another one, and each line of one that has more."""
+    secrets = Secrets()
+    secrets.add(["hunter2", "hunter2-and-more", "-----BEGIN KEY-----\nabcdefgh\n", "a.c*e+g"])
+    assert secrets.hide("hunter2-and-more, hunter2") == "***, ***"
+    assert secrets.hide("read abcdefgh\nof a.c*e+g") == "read ***\nof ***"
+    assert secrets.hide("a-c-e-g usd_0af30af30af3") == "a-c-e-g usd_***"
+
+
+def test_what_is_too_short_to_be_a_secret_spoils_no_log() -> None:
+    secrets = Secrets()
+    secrets.add(["1", "true", "", "x" * (LENGTH_MIN - 1)])
+    assert secrets.hide("1 of 10 is true: xxxxxx") == "1 of 10 is true: xxxxxx"
+
+
+def test_a_log_line_is_hidden_with_its_arguments_and_its_traceback() -> None:
+    """R9.5: at the one place where lines are made, whoever writes them."""
+    secrets = Secrets()
+    formatter = Redacting(secrets)
+    secrets.add(["hunter2"])
+    try:
+        int("the password hunter2 is no number")
+    except ValueError:
+        caught = sys.exc_info()
+    record = logging.LogRecord("x", logging.INFO, "", 1, "given %s", ("hunter2",), caught)
+    line = formatter.format(record)
+    assert "given ***" in line
+    assert "the password *** is no number" in line
+    assert "hunter2" not in line
