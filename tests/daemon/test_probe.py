@@ -44,7 +44,7 @@ async def test_what_works_is_found_with_its_version(directory: Path) -> None:
 
 async def test_where_there_is_nothing_the_built_in_agents_still_work(directory: Path) -> None:
     found = await find_clis(str(directory))
-    assert [cli.provider for cli in found] == ["scripted", "command"]
+    assert [cli.provider for cli in found] == ["scripted", "command", "acp"]
     assert all(cli.version and cli.problem is None for cli in found)
 
 

@@ -15,13 +15,20 @@ from typing import Final
 
 import trio
 
-from understudy.daemon.backends import claude, claude_reader, codex_reader, command, scripted
+from understudy.daemon.backends import (
+    acp_reader,
+    claude,
+    claude_reader,
+    codex_reader,
+    command,
+    scripted,
+)
 from understudy.daemon.backends.frames import clean
 
 PROBE_S: Final = 10.0
 PROBE_EVERY_S: Final = 300.0
 OUTPUT_MAX: Final = 1 << 16
-BUILT_IN: Final = (scripted.PROVIDER, command.PROVIDER)
+BUILT_IN: Final = (scripted.PROVIDER, command.PROVIDER, acp_reader.PROVIDER)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from understudy.wire import board as wire
 from understudy.wire.errors import Refused, invalid, not_found
 
 HIDDEN: Final = "•••"
+PROGRAMS: Final = frozenset({"acp", "command"})
+"""Providers that run the program their agent names."""
 
 
 def blueprint(site: Site) -> Blueprint:
@@ -59,10 +61,10 @@ async def find_agent(site: Site, asker: auth.Somebody, name: str) -> Agent:
 
 def _check_program(wanted: wire.CreateAgent) -> None:
     """Here, where somebody can add it; else its first run would fail for it."""
-    if wanted.provider == "command" and not wanted.custom_args:
+    if wanted.provider in PROGRAMS and not wanted.custom_args:
         raise invalid(
-            "custom_args: a command agent needs its program:"
-            " `understudy agent create … --provider command -- PROGRAM`"
+            f"custom_args: a {wanted.provider} agent needs its program:"
+            f" `understudy agent create … --provider {wanted.provider} -- PROGRAM`"
         )
 
 

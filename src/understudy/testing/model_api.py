@@ -72,14 +72,14 @@ OK: Final = Reply((Text("ok"),))
 @dataclass
 class Script:
     """Steps for the requests that offer tools, in order, the last one repeated. CLIs send others
-    beside them (titles, probes), which get an `ok` and use up nothing."""
+    beside them (titles, probes, counts), which get an `ok` and use up nothing."""
 
     steps: Sequence[Step]
     requests: list[dict[str, Any]] = field(default_factory=list)  # Those that used up a step.
     _asked: trio.Event = field(default_factory=trio.Event)
 
     def answer(self, request: dict[str, Any]) -> Step:
-        if not request.get("tools"):
+        if not request.get("tools") or request.get("max_tokens") == 1:
             return OK
         self.requests.append(request)
         self._asked.set()

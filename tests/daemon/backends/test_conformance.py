@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from understudy.core.failures import FailureReason
 from understudy.daemon.backends import frames
+from understudy.daemon.backends.acp import Acp
 from understudy.daemon.backends.backend import (
     Backend,
     Completed,
@@ -64,7 +65,9 @@ class Dialect:
     failure: bytes
     proves: bool = True
     converses: bool = False
-    opening: Sequence[bytes] = ()
+    opening: Sequence[bytes] = ()  # Before the session is known,
+    asked: Sequence[bytes] = ()  # and between that and the agent's first word.
+    bills_at_the_end: bool = False
     tool: str = "Bash"
 
     def spec(self) -> RunSpec:
@@ -82,6 +85,7 @@ class Dialect:
     def lines(self) -> list[bytes]:
         return [
             self.session,
+            *self.asked,
             self.thinking("hm"),
             self.text("I run it."),
             self.tool_use,
@@ -214,7 +218,54 @@ CODEX = Dialect(
     tool="lab.Bash",
     converses=True,
 )
-DIALECTS = [CLAUDE, CODEX, SCRIPTED, COMMAND]
+
+
+def acp_update(kind: str, **fields: object) -> bytes:
+    update = {"sessionUpdate": kind, **fields}
+    params = {"sessionId": SESSION, "update": update}
+    return json.dumps({"jsonrpc": "2.0", "method": "session/update", "params": params}).encode()
+
+
+def acp_words(kind: str, text: str) -> bytes:
+    content = {"type": "text", "text": text}
+    return acp_update(f"agent_{kind}_chunk", content=content, messageId=str(len(text)))
+
+
+def acp_end(stop: str) -> bytes:
+    usage = {
+        "inputTokens": 250,
+        "outputTokens": 29,
+        "cachedReadTokens": 7,
+        "cachedWriteTokens": 3,
+        "totalTokens": 289,
+    }
+    result = {"stopReason": stop, "usage": usage}
+    return json.dumps({"jsonrpc": "2.0", "id": "prompt", "result": result}).encode()
+
+
+ACP_MODELS = {"models": {"currentModelId": "model-0", "availableModels": []}}
+ACP = Dialect(
+    backend=Acp(),
+    opening=[b'{"jsonrpc":"2.0","id":"initialize","result":{"agentCapabilities":{}}}'],
+    session=json.dumps(
+        {"jsonrpc": "2.0", "id": "session", "result": {"sessionId": SESSION, **ACP_MODELS}}
+    ).encode(),
+    asked=[b'{"jsonrpc":"2.0","id":"model","result":{}}'],
+    text=lambda text: acp_words("message", text),
+    thinking=lambda text: acp_words("thought", text),
+    tool_use=acp_update(
+        "tool_call", toolCallId="t1", name="Bash", status="pending", rawInput={"command": "echo hi"}
+    ),
+    tool_result=acp_update("tool_call_update", toolCallId="t1", status="completed", rawOutput="hi"),
+    usage=[],  # In the result alone.
+    end=lambda text: [acp_words("message", text), acp_end("end_turn")],
+    failure=json.dumps(
+        {"id": "prompt", "error": {"code": -32603, "message": "API Error: 529 Overloaded"}}
+    ).encode(),
+    converses=True,
+    bills_at_the_end=True,
+)
+DIALECTS = [CLAUDE, CODEX, ACP, SCRIPTED, COMMAND]
 
 
 def named(dialect: Dialect) -> str:
@@ -231,7 +282,9 @@ def read(
     dialect: Dialect, lines: Sequence[bytes], end: Exit = EXITED
 ) -> tuple[list[Event], Verdict, list[Usage]]:
     reader = dialect.backend.reader(dialect.spec())
-    events = [event for text in [*dialect.opening, *lines] for event in reader.feed(text)]
+    before = [] if dialect.session in lines else [dialect.session, *dialect.asked]
+    told = [*dialect.opening, *(before if dialect.converses else []), *lines]
+    events = [event for text in told for event in reader.feed(text)]
     return events, reader.finish(end, ""), reader.usage()
 
 
@@ -255,7 +308,7 @@ def test_a_run_is_told_in_order(dialect: Dialect) -> None:
 
 def test_the_session_is_revealed_first_and_resumable_before_the_result(dialect: Dialect) -> None:
     """R5.8, R9.2"""
-    events, _, _ = read(dialect, dialect.lines()[:2])
+    events, _, _ = read(dialect, dialect.lines()[: 2 + len(dialect.asked)])
     sessions = [event for event in events if isinstance(event, Session)]
     assert next(event for event in events if not isinstance(event, Say)) == sessions[0]
     assert sessions[-1] == Session(SESSION, is_resumable=True)
@@ -271,7 +324,8 @@ def test_the_bill_is_the_total_however_many_frames_told_it(dialect: Dialect) -> 
 
 def test_a_cancelled_run_has_a_bill_too(dialect: Dialect) -> None:
     """R6.7"""
-    _, _, bill = read(dialect, dialect.lines()[:-1], Exit("cancelled", signal=15))
+    whole = dialect.lines() if dialect.bills_at_the_end else dialect.lines()[:-1]
+    _, _, bill = read(dialect, whole, Exit("cancelled", signal=15))
     assert [usage.model for usage in bill] == ["model-1"]
     assert bill[0].input_tokens >= 100
 
@@ -514,7 +568,7 @@ def test_only_the_result_ends_the_run(dialect: Dialect) -> None:
 def test_neither_the_prompt_nor_a_secret_is_in_argv(dialect: Dialect) -> None:
     """R9.2, R9.5"""
     launch = dialect.backend.launch(dialect.spec())
-    events, _, _ = read(dialect, [dialect.session])
+    events, _, _ = read(dialect, [dialect.session, *dialect.asked])
     said = [launch.stdin, *(event.frame for event in events if isinstance(event, Say))]
     assert [frame.count(PROMPT) for frame in said if PROMPT in frame] == [1]
     assert not any(PROMPT in word or HIDDEN in word for word in launch.argv)

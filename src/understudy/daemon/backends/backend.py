@@ -193,7 +193,7 @@ class Exit:
     why: str
     code: int | None = None
     signal: int | None = None
-    error: str = ""  # What the operating system said when the program could not be started.
+    error: str = ""  # Why it could not be started, or what it was waiting for when it was stopped.
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ def stopped(program: str, end: Exit) -> Failed | None:
             error = f"{program} was stopped because its daemon did not come back"
             return Failed(FailureReason.RUNTIME_OFFLINE, error)
         case Why.SPOOL_FULL:
-            return Failed(FailureReason.AGENT_ERROR, f"{program} printed more than it may")
+            # In a loop, as a rule: its session would only go on with it.
+            error = f"{program} printed more than a run may: {end.error}"
+            return Failed(FailureReason.ITERATION_LIMIT, error)
         case Why.KEEPER_SIGTERM:
             return Failed(FailureReason.RUNTIME_SHUTDOWN, f"{program} was stopped by a shutdown")
         case Why.SPAWN_FAILED:
@@ -29,7 +31,8 @@ def stopped(program: str, end: Exit) -> Failed | None:
             error = f"{program} was stopped: its machine was cut off, and another may have the task"
             return Failed(FailureReason.RUNTIME_OFFLINE, error)
         case slug:
-            return Failed(reason(slug, FailureReason.UNKNOWN), f"{program} was stopped: {slug}")
+            error = f"{program} was stopped: {end.error or slug}"
+            return Failed(reason(slug, FailureReason.UNKNOWN), error)
 
 
 def reason(slug: str, otherwise: FailureReason) -> FailureReason:
