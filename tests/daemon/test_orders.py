@@ -85,14 +85,14 @@ async def ordered(task: ClaimedTask, workshop: Workshop) -> tuple[RunOrder, Work
     return run_order(task, work, workshop), work
 
 
-@pytest.mark.parametrize("provider", ["claude", "command", "scripted"])
+@pytest.mark.parametrize("provider", ["claude", "codex", "acp", "command", "scripted"])
 async def test_instructions_are_given_once(desk: Desk, workshop: Workshop, provider: str) -> None:
     """R8.7: in the file that the CLI reads by itself, or to the program with its prompt."""
     order, work = await ordered(claimed(desk, provider, desk.repository()), workshop)
     assert work.brief is not None
     told = [work.brief.read_text(), order.spec.instructions, order.spec.prompt]
     assert sum(text.count(INSTRUCTIONS) for text in told) == 1
-    assert (INSTRUCTIONS in work.brief.read_text()) == (provider == "claude")
+    assert (INSTRUCTIONS in work.brief.read_text()) == (provider in {"claude", "codex"})
 
 
 async def test_a_brief_that_no_cli_looks_for_is_named_in_the_prompt(

@@ -64,6 +64,7 @@ async def issue_for_nia(node: Node) -> Any:
         ("/api/agents", {"name": "x", "provider": "Claude!"}, "provider"),
         ("/api/agents", {"name": "x", "provider": "p", "runtime_id": "x"}, "runtime_id"),
         ("/api/agents", {"name": "x", "provider": "command"}, "custom_args"),
+        ("/api/agents", {"name": "x", "provider": "acp"}, "--provider acp -- PROGRAM"),
         ("/api/agents", {"name": "x", "provider": "p", "max_concurrent_tasks": 0}, "max_conc"),
         ("/api/agents", {"name": "x", "provider": "p", "custom_env": {"a": 1}}, "custom_env"),
         ("/api/tokens", {"kind": "session"}, "kind"),

@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from understudy.core.failures import FailureReason
-from understudy.daemon.backends import command, scripted
+from understudy.daemon.backends import acp_reader, command, scripted
 from understudy.daemon.backends.backend import Launch, ResumeRefused, RunSpec, Usage
 from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.briefs import LAST_RESORT, Brief
@@ -27,8 +27,8 @@ HANDOVER: Final = (
     "You have worked on this before, in a session that cannot be continued ({}). What was done then"
     " is in your directory and in the comments on the issue: look there before you begin."
 )
-# These read no file by themselves: their instructions come before the prompt.
-PROGRAMS: Final = frozenset({command.PROVIDER, scripted.PROVIDER})
+# Nobody knows which file these read: their instructions come before the prompt.
+PROGRAMS: Final = frozenset({acp_reader.PROVIDER, command.PROVIDER, scripted.PROVIDER})
 
 
 class Unfit(Exception):
@@ -96,6 +96,7 @@ def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
         mcp_config=task.agent.mcp_config,
         resume=task.prior_session_id if resumes else None,
         session_id=str(uuid4()),
+        requests_max=workshop.limits.requests_max,
     )
     return RunOrder(task=task, spec=spec, branch=work.branch, base_commit=work.base_commit)
 
@@ -178,4 +179,5 @@ def keeper_spec(order: RunOrder, launch: Launch, workshop: Workshop) -> Spec:
         interrupt=launch.interrupt,
         done=launch.done,
         orphan_s=workshop.orphan_s,
+        spool_max=workshop.limits.spool_bytes_max,
     )

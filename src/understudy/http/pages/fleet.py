@@ -9,6 +9,7 @@ from itertools import groupby
 from uuid import UUID
 
 from understudy.core.records import Agent, Runtime
+from understudy.http.agents import PROGRAMS
 from understudy.http.pages import runs
 from understudy.http.pages.runs import RunView
 from understudy.http.site import Site
@@ -108,10 +109,10 @@ async def agents_view(site: Site, workspace_id: UUID) -> AgentsView:
 async def providers(database: Database, workspace_id: UUID) -> list[str]:
     """What the machines of this workspace can run, for the form that makes an agent.
 
-    The form has no field for a program, so it does not offer `command`.
+    The form has no field for a program, so it does not offer those that need one named.
     """
     found = await runtimes.of_workspace(database, workspace_id)
-    return sorted({each.provider for each in found} - {"command"})
+    return sorted({each.provider for each in found} - PROGRAMS)
 
 
 def fitting(agent: Agent, machines: Iterable[Runtime]) -> list[str]:
