@@ -24,6 +24,7 @@ from understudy.cli.client import (
 )
 from understudy.cli.credentials import MachineKey
 from understudy.cli.output import json_option, show_json, show_table, when
+from understudy.cli.unit import unit
 from understudy.config import DaemonConfig
 from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
 from understudy.daemon.stopping import SIGNALS, Ending
@@ -109,7 +110,7 @@ def _machine() -> MachineKey:
     return machine
 
 
-for command in (start, restart, stop):
+for command in (start, restart, stop, unit):
     daemon.add_command(command)
 
 

@@ -12,6 +12,7 @@ GROUPS: Final = {
     "serve": "understudy.cli.serving",
     "daemon": "understudy.cli.machine",
     "join": "understudy.cli.machine",
+    "doctor": "understudy.cli.doctor",
     "login": "understudy.cli.people",
     "agent": "understudy.cli.people",
     "issue": "understudy.cli.issues",
@@ -46,8 +47,9 @@ class Lazy(click.Group):
 HELP: Final = {
     "up": "The board, a database and a daemon on this machine.",
     "serve": "A server node alone.",
-    "daemon": "The daemon that runs agents here: start, stop, status, logs.",
+    "daemon": "The daemon that runs agents here: start, stop, restart, status, logs, unit.",
     "join": "Let this machine, or another one, run agents for a server.",
+    "doctor": "What is wrong on this machine, and how to repair it.",
     "login": "A link for the browser; or log this command line in.",
     "agent": "create, list",
     "issue": "create, list, show, assign, comment, move, rerun, cancel, watch",

@@ -1,0 +1,228 @@
+"""`understudy doctor`: each thing that can be wrong is found, with its repair."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx2
+import pytest
+from click.testing import Result
+
+from understudy.cli import checks, doctor
+from understudy.cli.checks import State
+from understudy.config import Home
+from understudy.daemon.outbox import Outbox, Report
+from understudy.testing.node import Node
+from understudy.version import VERSION
+
+Call: TypeAlias = Callable[..., Awaitable[Result]]
+Ask: TypeAlias = Callable[..., Awaitable[Any]]
+NOW = 1_800_000_000.0
+
+
+def states(findings: Any) -> set[tuple[str, State]]:
+    return {(each.check, each.state) for each in findings}
+
+
+def repair(findings: Any) -> str:
+    [finding] = [each for each in findings if each.state is not State.OK]
+    assert finding.repair
+    return str(finding.repair)
+
+
+def program(directory: Path, name: str, says: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+    (directory / name).chmod(0o755)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Home:
+    home = Home(tmp_path)
+    (home.daemon / "runs").mkdir(parents=True)
+    home.daemon.chmod(0o700)
+    return home
+
+
+async def test_a_machine_that_has_not_joined_is_told_how(anywhere: Call) -> None:
+    done = await anywhere("doctor", "--json")
+    told = json.loads(done.stdout)
+    [server] = [each for each in told["findings"] if each["check"] == "server"]
+    assert (done.exit_code, told["ok"]) == (1, False)
+    assert (server["state"], "understudy join" in server["repair"]) == ("broken", True)
+
+
+async def test_a_machine_that_joined_is_well_but_for_its_daemon(
+    node: Node, ask: Ask, anywhere: Call
+) -> None:
+    await anywhere("join", (await ask("join"))["link"])
+    done = await anywhere("doctor")
+    assert done.exit_code == 1
+    assert f"ok      server       {node.address} answers" in done.stdout
+    assert "ok      machine key" in done.stdout
+    assert "ok      clock" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("BROKEN")] == [
+        "BROKEN  daemon       it does not run"
+    ]
+    assert "-> understudy daemon start" in done.stdout
+
+
+async def test_a_key_that_the_server_refuses_is_found(
+    node: Node, ask: Ask, anywhere: Call, home: Path
+) -> None:
+    await anywhere("join", (await ask("join"))["link"])
+    text = (home / "credentials.json").read_text()
+    (home / "credentials.json").write_text(text.replace("usd_", "usd_x"))
+    done = await anywhere("doctor")
+    assert "BROKEN  machine key  the server refuses it (401)" in done.stdout
+    assert "-> understudy join LINK" in done.stdout
+    assert "usd_" not in done.stdout
+
+
+async def test_a_server_that_is_away_is_found(anywhere: Call) -> None:
+    done = await anywhere("doctor", UNDERSTUDY_SERVER="http://127.0.0.1:1")
+    assert "BROKEN  server       http://127.0.0.1:1 cannot be reached" in done.stdout
+    assert "-> start it: understudy up" in done.stdout
+
+
+def answer(status: int, body: object, **headers: str) -> httpx2.Response:
+    return httpx2.Response(status, json=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("response", "state"),
+    [
+        (answer(200, {"status": "ok", "version": VERSION}), State.OK),
+        (answer(200, {"status": "ok", "version": "0.0.1"}), State.NOTE),
+        (answer(503, {"status": "database_away", "version": "1"}), State.BROKEN),
+        (answer(200, {"status": "up"}), State.BROKEN),
+        (httpx2.Response(200, text="<html>"), State.BROKEN),
+    ],
+)
+def test_what_answers_must_be_a_server_of_ours_with_its_database(
+    response: httpx2.Response, state: State
+) -> None:
+    finding = doctor._health("http://x", response)
+    assert finding.state is state
+    assert (finding.repair is None) == (state is State.OK)
+
+
+@pytest.mark.parametrize(("off_s", "state"), [(0, "ok"), (-29, "ok"), (31, "broken")])
+def test_a_clock_that_differs_from_the_servers_is_found(off_s: float, state: str) -> None:
+    date = format_datetime(datetime.fromtimestamp(NOW - off_s, UTC), usegmt=True)
+    assert states(doctor._clock(answer(200, {}, Date=date), NOW)) == {("clock", state)}
+
+
+def test_what_others_can_read_is_found(here: Home) -> None:
+    """R9.5"""
+    here.credentials.write_text("{}")
+    here.credentials.chmod(0o644)
+    assert repair(checks.permissions(here)) == f"chmod 600 {here.credentials}"
+    here.credentials.chmod(0o600)
+    assert states(checks.permissions(here)) == {("permissions", "ok")}
+    here.daemon.chmod(0o711)
+    assert repair(checks.permissions(here)) == f"chmod 700 {here.daemon}"
+
+
+def test_a_disk_that_fills_up_is_found(here: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "DISK_FEW", 1 << 80)
+    assert states(checks.disk(here)) == {("disk", State.NOTE)}
+    monkeypatch.setattr(checks, "DISK_MIN", 1 << 80)
+    assert states(checks.disk(here)) == {("disk", State.BROKEN)}
+    assert states(checks.disk(Home(here.path / "not" / "yet"))) == {("disk", State.BROKEN)}
+
+
+@pytest.mark.parametrize(
+    ("says", "state"),
+    [
+        ("git version 2.28.1", State.BROKEN),
+        ("git version 2.29.0", State.OK),
+        ("git version 3.0", State.OK),
+        ("no git", State.BROKEN),
+    ],
+)
+def test_a_git_that_is_too_old_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, state: State
+) -> None:
+    program(tmp_path / "bin", "git", says)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    assert states(checks.git()) == {("git", state)}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert states(checks.git()) == {("git", State.BROKEN)}
+
+
+def test_limits_that_agents_would_meet_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "PROC_SYS", tmp_path)
+    assert states(checks.limits()) == {("limits", State.OK)}
+    (tmp_path / "fs" / "inotify").mkdir(parents=True)
+    (tmp_path / "fs" / "inotify" / "max_user_watches").write_text("8192\n")
+    assert repair(checks.limits()) == "sudo sysctl fs.inotify.max_user_watches=65536"
+
+
+async def test_each_cli_is_found_with_its_version_and_its_login(
+    anywhere: Call, tmp_path: Path
+) -> None:
+    """R9.4"""
+    program(tmp_path / "bin", "claude", "2.1.197 (Claude Code)")
+    program(tmp_path / "bin", "codex", "codex is confused")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    surroundings = {"PATH": path, "HOME": str(tmp_path), "ANTHROPIC_API_KEY": ""}
+    said = (await anywhere("doctor", **surroundings)).stdout
+    assert f"note    claude       2.1.197 at {tmp_path}/bin/claude, and no login" in said
+    assert "BROKEN  codex" in said
+    assert "-> reinstall Codex" in said
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude" / ".credentials.json").touch()
+    said = (await anywhere("doctor", **surroundings)).stdout
+    assert f"ok      claude       2.1.197 at {tmp_path}/bin/claude, logged in" in said
+
+
+def test_a_lock_that_nobody_explains_is_found(here: Home) -> None:
+    with (here.daemon / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "fuser" in repair(checks.daemon(here))
+    assert repair(checks.daemon(here)) == "understudy daemon start"
+
+
+def test_agents_without_a_daemon_and_what_was_set_aside_are_found(here: Home) -> None:
+    """R8.2"""
+    run_dir = here.daemon / "runs" / str(uuid.uuid4())
+    run_dir.mkdir()
+    (run_dir / "state.json").touch()
+    with (run_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert repair(checks.runs(here, NOW)) == "understudy daemon start"
+        with (here.daemon / "lock").open("w") as daemon:
+            fcntl.flock(daemon, fcntl.LOCK_EX)
+            assert states(checks.runs(here, NOW)) == {("runs", State.OK)}
+    run_dir.rename(run_dir.with_name(f"{run_dir.name}.aside-1"))
+    assert "remove it" in repair(checks.runs(here, NOW))
+
+
+def test_a_lock_that_git_left_behind_is_found_once_it_is_old(here: Home) -> None:
+    cache = here.daemon / "work" / ".repositories" / "project.git"
+    (cache / "refs" / "heads").mkdir(parents=True)
+    lock = cache / "refs" / "heads" / "main.lock"
+    lock.touch()
+    os.utime(lock, (NOW, NOW))
+    assert states(checks.runs(here, NOW + 60)) == {("runs", State.OK)}
+    assert repair(checks.runs(here, NOW + 7200)) == f"rm {lock}"
+
+
+def test_reports_that_wait_are_found(here: Home) -> None:
+    """R6.4"""
+    assert states(checks.outbox(here)) == {("outbox", State.OK)}
+    with Outbox(here.daemon / "outbox.db") as outbox:
+        outbox.put(Report("task", "token", "fail", b"{}"))
+        assert states(checks.outbox(here)) == {("outbox", State.OK)}  # It is open elsewhere.
+    assert repair(checks.outbox(here)) == "understudy daemon start"
