@@ -159,10 +159,12 @@ async def test_a_runtime_that_cannot_run_it_gets_nothing(story: Story, why: str)
 
 
 async def test_an_archived_agent_runs_nothing(story: Story) -> None:
-    """R3.1"""
+    """R3.1: nor does it while others have something to do."""
     await story.assigned()
     await story.database.pool.execute("update understudy.agents set archived_at = now()")
-    assert await story.claim() == []
+    assert await story.claim(slots=5) == []
+    await story.assigned("Another", await story.board.agent("Zed"))
+    assert [claim.agent.name for claim in await story.claim(slots=5)] == ["Zed"]
 
 
 async def test_a_task_is_running_from_its_start_and_not_from_its_claim(story: Story) -> None:

@@ -144,8 +144,9 @@ async def test_without_a_successor_a_late_result_takes_the_issue_from_todo_to_re
 async def test_a_late_result_does_not_touch_what_a_person_runs_again(story: Story) -> None:
     """R6.5, R7.6: a rerun is no successor of the same line."""
     issue, claim, _ = await given_up(story)
-    again = await story.rerun(issue)
+    again = await story.rerun(issue, task_id=claim.id)
     assert again.task is not None
+    assert again.task.parent_task_id == claim.id
     assert (await story.complete(claim)).outcome is Outcome.MOVED
     assert (await story.row(again.task.id)).status is Status.QUEUED
 
