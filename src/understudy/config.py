@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from understudy.core.leases import Leases
+from understudy.core.limits import Limits
 
 PORT: Final = 7717
 ORPHAN_S: Final = 1800.0
@@ -77,4 +78,5 @@ class DaemonConfig:
     orphan_s: float = ORPHAN_S
     """For how long an agent goes on when its daemon does not come back (R8.2)."""
     leases: Leases = field(default_factory=Leases)
+    limits: Limits = field(default_factory=Limits)
     search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath))

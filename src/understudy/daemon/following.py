@@ -36,7 +36,9 @@ from understudy.daemon.orders import afresh
 from understudy.daemon.record import RunOrder, heard, note_heard
 from understudy.daemon.rundir import Standing
 from understudy.daemon.spool import Spool
+from understudy.daemon.times import Times
 from understudy.daemon.transcript import Transcript
+from understudy.daemon.watchdog import Watchdog
 from understudy.daemon.workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,13 @@ class _Follower:
         self.transcript = Transcript(
             self._send, heard(self.kept.run_dir), seq_first=self.order.seq_first
         )
+        now = time.monotonic()
+        self.times = Times(self.kept.run_dir, now)
+        began_at = trio.current_time() - self.times.began_ago_s(now)
+        self.watchdog = Watchdog(self.shop.limits, began_at)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ping_forever)
+            nursery.start_soon(self._stop_when_stalled)
             async with trio.open_nursery() as senders:
                 senders.start_soon(self.transcript.send_all)
                 await self._read(senders)
@@ -86,6 +93,10 @@ class _Follower:
         dialogue = Dialogue(self.kept)
         with Spool(self.kept.run_dir) as spool:
             async for pieces in spool:
+                if not pieces:
+                    self.watchdog.resume()
+                    continue
+                self.watchdog.pause()
                 events = [event for piece in pieces for event in self._events(piece)]
                 for event in events:
                     await dialogue.tell(event)  # First: an answer waits for no server.
@@ -94,10 +105,22 @@ class _Follower:
                     if isinstance(event, Session) and event.is_resumable:
                         self._pin(event.id, senders)
 
+                self.times.note(pieces[-1].end, time.monotonic())
+
     def _events(self, piece: Piece) -> list[Event]:
         if isinstance(piece, Oversized):
-            return [Unparsed("a line too long to read", piece.end - piece.start)]
-        return self.reader.feed(piece.text)
+            events: list[Event] = [Unparsed("a line too long to read", piece.end - piece.start)]
+        else:
+            events = self.reader.feed(piece.text)
+        at = trio.current_time() - self.times.ago_s(piece.end, time.monotonic())
+        for event in events:
+            self.watchdog.see(event, at)
+        return events
+
+    async def _stop_when_stalled(self) -> None:
+        stall = await self.watchdog.wait_stall()
+        logger.warning("task %s: %s; stopping its agent", self.order.task.id, stall.why)
+        await self.kept.end(stall.why)
 
     def _pin(self, session_id: str, senders: trio.Nursery) -> None:
         if session_id != self.session_id:

@@ -107,6 +107,7 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
         trust=Trust(trust.now() + config.leases.offline_after_s),
         environment={**os.environ, "PATH": config.search_path},
         orphan_s=config.orphan_s,
+        limits=config.limits,
     )
 
 

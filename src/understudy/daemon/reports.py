@@ -15,7 +15,7 @@ from understudy.daemon.changes import Changes
 from understudy.daemon.kept import Kept
 from understudy.daemon.outbox import Report
 from understudy.daemon.record import RunOrder
-from understudy.daemon.rundir import Standing
+from understudy.daemon.rundir import Standing, Why
 from understudy.wire.daemon import ClaimedTask, Complete, Fail, Held
 
 STDERR_TAIL: Final = 4096
@@ -32,7 +32,10 @@ def exit_of(kept: Kept) -> Exit:
     if kept.look() is not Standing.OVER:
         return Exit(why=str(FailureReason.KEEPER_LOST))
     end = kept.exit()
-    return Exit(why=end.why, code=end.code, signal=end.signal, error=end.error or "")
+    why, _, told = end.why.partition(": ")  # As `watchdog.Stall` puts it.
+    if why == Why.SPOOL_FULL:
+        told = f"it had printed {(end.out_bytes + end.err_bytes) >> 20} MiB"
+    return Exit(why=why, code=end.code, signal=end.signal, error=end.error or told)
 
 
 def stderr_tail(run_dir: Path) -> str:

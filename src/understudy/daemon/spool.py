@@ -24,8 +24,8 @@ class Spool:
             async for pieces in spool: ...
 
     `offset` is the end of a piece seen before, or 0. A batch is what one read of 256 KiB brought,
-    in trio's thread: the file lies in the page cache. For runs that were born; a run that is lost
-    ends like one that is over.
+    in trio's thread: the file lies in the page cache. An empty batch says that there is no more for
+    now. For runs that were born; a run that is lost ends like one that is over.
     """
 
     def __init__(self, run_dir: Path, offset: int = 0, *, line_max: int = LINE_MAX) -> None:
@@ -33,7 +33,7 @@ class Spool:
         self._splitter = LineSplitter(offset, line_max)
         self._file = (run_dir / rundir.OUT).open("rb", buffering=0)
         self._file.seek(offset)
-        self._ended = False
+        self._ended = self._told_dry = False
 
     def __enter__(self) -> Self:
         return self
@@ -52,13 +52,16 @@ class Spool:
             # Looked at before the read: what is read after the end was written before it.
             is_over = rundir.look(self._run_dir) is not Standing.KEPT
             if data := self._file.read(CHUNK):
-                pause_s = PAUSE_S_MIN
+                pause_s, self._told_dry = PAUSE_S_MIN, False
                 pieces = self._splitter.feed(data)
                 await trio.lowlevel.checkpoint()
                 if pieces:
                     return [*pieces]
             elif is_over:
                 return self._end()
+            elif not self._told_dry:
+                self._told_dry = True
+                return []
             else:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_S_MAX)

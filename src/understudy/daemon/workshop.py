@@ -9,6 +9,7 @@ from uuid import UUID
 
 from understudy.config import ORPHAN_S
 from understudy.core.leases import Leases
+from understudy.core.limits import Limits
 from understudy.core.secrets import Secrets
 from understudy.daemon.link import Link
 from understudy.daemon.outbox import Outbox, Report
@@ -34,6 +35,7 @@ class Workshop:
     trust: Trust
     environment: Mapping[str, str]
     orphan_s: float = ORPHAN_S
+    limits: Limits = field(default_factory=Limits)
     secrets: Secrets = field(default_factory=Secrets)
     """What the log hides (R9.5)."""
     found: dict[str, Found] = field(default_factory=dict)

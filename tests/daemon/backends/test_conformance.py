@@ -358,7 +358,7 @@ def test_a_result_counts_however_the_program_ended(dialect: Dialect, why: str) -
         (Exit("max_time", signal=9), FailureReason.TIMEOUT),
         (Exit("orphaned", signal=15), FailureReason.RUNTIME_OFFLINE),
         (Exit("keeper_sigterm", signal=15), FailureReason.RUNTIME_SHUTDOWN),
-        (Exit("spool_full", signal=15), FailureReason.AGENT_ERROR),
+        (Exit("spool_full", signal=15), FailureReason.ITERATION_LIMIT),
         (Exit("spawn_failed", error="No such file"), FailureReason.EXECUTABLE_MISSING),
         (Exit("a keeper of tomorrow", code=0), FailureReason.UNKNOWN),
     ],

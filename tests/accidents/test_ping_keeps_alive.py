@@ -1,0 +1,102 @@
+"""Status pings kept a hung run "active" for four days."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from understudy.core.failures import FailureReason
+from understudy.core.limits import Limits
+from understudy.daemon.backends.backend import Notice, Session, Text, Unparsed
+from understudy.daemon.rundir import OUT
+from understudy.daemon.times import TIMES, Times
+from understudy.daemon.watchdog import Stall, Watchdog
+from understudy.testing.clock import run_virtual
+from understudy.testing.workplace import Workplace
+
+PINGS = (Session("s1", is_resumable=True), Notice("still alive"), Unparsed("{}", 2))
+PING_EVERY_S = 20.0
+FOUR_DAYS_S = 4 * 86400.0
+
+HANGS = """
+echo '{"type":"tool_use","id":"t1","name":"Bash","input":{}}'
+while :; do echo '{"type":"session","id":"s1","resumable":true}'; sleep 0.05; done
+"""
+
+
+def test_ping_keeps_alive() -> None:
+    """R4.10: it is stopped after the 30 minutes that it would have had without its pings."""
+
+    async def main() -> tuple[Stall, float]:
+        watchdog = Watchdog(Limits(), trio.current_time())
+        watchdog.see(Text("hello"), trio.current_time())
+
+        async def ping() -> None:
+            while trio.current_time() < FOUR_DAYS_S:
+                for event in PINGS:
+                    watchdog.see(event, trio.current_time())
+                watchdog.resume()
+                await trio.sleep(PING_EVERY_S)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ping)
+            stall = await watchdog.wait_stall()
+            nursery.cancel_scope.cancel()
+        return stall, trio.current_time()
+
+    stall, at = run_virtual(main, seed=1)
+    assert (stall.reason, at) == (FailureReason.AGENT_STALLED, 1800.0)
+
+
+def test_ping_keeps_alive_across_restarts_of_the_daemon(tmp_path: Path) -> None:
+    """R4.10: a daemon that reads the same output again, every ten minutes, is not fooled either."""
+    out, now, due = tmp_path / OUT, 0.0, 0.0
+    out.write_text("t")
+    for _ in range(3):
+        times = Times(tmp_path, now)
+        watchdog = Watchdog(Limits(), now - times.began_ago_s(now))
+        for byte in range(out.stat().st_size):
+            event = Text("hello") if byte == 0 else PINGS[0]
+            watchdog.see(event, now - times.ago_s(byte + 1, now))
+        for _ in range(int(600 / PING_EVERY_S)):
+            now += PING_EVERY_S
+            with out.open("a") as file:
+                file.write("p")
+            size = out.stat().st_size
+            watchdog.see(PINGS[0], now - times.ago_s(size, now))
+            times.note(size, now)
+        due = watchdog.due
+    assert due == pytest.approx(1800.0, abs=60)
+
+
+async def test_ping_keeps_alive_no_run_of_a_whole_board(workplace: Workplace) -> None:
+    """R4.10, R5.1: its agent is gone, the task says what it waited for, and a fresh one follows."""
+    workplace.config = replace(workplace.config, limits=Limits(tool_s=1.0))
+    async with workplace.open_daemon():
+        task_id = await workplace.assign("command", "sh", "-c", HANGS)
+        task = await workplace.wait_status(task_id, "failed")
+    assert task["failure_reason"] == "agent_stalled"
+    assert task["error"] == (
+        "sh was stopped: no progress for 1 s inside Bash, which has not returned"
+    )
+    answer = await workplace.node.person.get(f"/api/tasks?issue_id={task['issue_id']}")
+    retries = [each for each in answer.json() if each["parent_task_id"] == task_id]
+    assert [each["session_id"] for each in retries] == [None]
+
+
+async def test_ping_keeps_alive_no_run_that_a_new_daemon_adopts(workplace: Workplace) -> None:
+    """R4.10: it reads hours of output in a second, and knows that they were hours."""
+    hour = Limits(tool_s=3600.0)
+    workplace.config = replace(workplace.config, limits=hour)
+    async with workplace.open_daemon():
+        task_id = await workplace.assign("command", "sh", "-c", HANGS)
+        await workplace.wait(lambda: list(workplace.path.glob("runs/*/heard")))
+    (times,) = workplace.path.glob(f"runs/*/{TIMES}")
+    offset, at = times.read_text().split()
+    times.write_text(f"{offset} {float(at) - 3600}\n60 {float(at) - 3600}\n")
+    async with workplace.open_daemon():
+        task = await workplace.wait_status(task_id, "failed")
+    assert "no progress for 1 h inside Bash" in task["error"]
