@@ -19,7 +19,15 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PATIENCE_S: Final = 180
+WORLD_S: Final = 30
+"""For one simulated world on a busy machine; on an idle one it takes two or three."""
 MOVES, CONCURRENCY = "tests/store/test_moves.py", "tests/store/test_concurrency.py"
+RETRIES, LATE = "tests/store/test_retries.py", "tests/store/test_late_results.py"
+CANCEL, RERUN = "tests/store/test_cancel.py", "tests/store/test_rerun.py"
+CALLS, SWEEPS = "tests/store/test_calls.py", "tests/store/test_sweeps.py"
+RECOVERY, CLAIMS = "tests/store/test_recovery.py", "tests/store/test_claims.py"
+NODE, COURIER = "tests/actors/test_node.py", "tests/actors/test_courier.py"
+LIFE: Final = "tests/http/test_life_api.py"
 RUNTIME, TASK = "tests/actors/test_runtime_actor.py", "tests/actors/test_task_actor.py"
 FENCES: Final = "tests/store/test_fences.py"
 CAST, BROADCAST = "tests/actors/test_cast.py", "tests/actors/test_broadcast.py"
@@ -49,15 +57,14 @@ MUTANTS: Final = (
            "and claim_token is not distinct from p_token", "", MOVES),
     Mutant("fail: any token", SCHEMA, "function understudy.fail_task",
            "and claim_token is not distinct from p_token", "", MOVES),
-    Mutant("messages: any token", SCHEMA, "function understudy.append_messages",
-           "and claim_token is not distinct from p_token", "", MOVES),
+    Mutant("messages: any token", SCHEMA, "function understudy.may_tell",
+           "it.claim_token is not distinct from p_token or", "true or", MOVES),
     Mutant("refusal: a stranger hears replayed", SCHEMA, "function understudy.refusal",
            "when task.claim_token is distinct from p_token then 'fenced'", "", FENCES),
-    Mutant("requeue: before the lease is over", SCHEMA, "function understudy.claim_tasks",
-           "and claim_expires_at <= understudy.now()", "", MOVES + " " + CONCURRENCY),
-    Mutant("requeue: what others hold", SCHEMA, "function understudy.claim_tasks",
-           "where runtime_id = p_runtime and status = 'dispatched'",
-           "where status = 'dispatched'", MOVES),
+    Mutant("requeue: before the lease is over", SCHEMA, "with expired as materialized",
+           "and t.claim_expires_at <= understudy.now()", "", MOVES + " " + CONCURRENCY),
+    Mutant("requeue: what others hold", SCHEMA, "with expired as materialized",
+           "t.runtime_id = p_runtime and ", "", MOVES),
     Mutant("requeue: bound to who gave it back", SCHEMA, "function understudy.claim_tasks",
            "(select a.runtime_id from understudy.agents a where a.id = t.agent_id)", "t.runtime_id",
            FENCES),
@@ -67,7 +74,99 @@ MUTANTS: Final = (
            "f.status in ('dispatched', 'running')) as free",
            "f.status = 'running') as free", MOVES),
     Mutant("claim: another runtime's task", SCHEMA, "function understudy.claim_tasks",
-           "and (t.runtime_id = p_runtime or t.runtime_id is null)", "", MOVES),
+           "and (t.runtime_id = p_runtime or t.runtime_id is null)\n          and", "and", MOVES),
+    Mutant("claim: a token that was given before", "store/claims.py", "async def claim",
+           "[database.new_id() for _ in range(slots)]", "[runtime_id] * slots", CLAIMS),
+    Mutant("claim: where there is no quota", SCHEMA, "function understudy.claim_tasks",
+           "and coalesce(place.quota_resets_at, '-infinity') <= understudy.now()", "", RETRIES),
+    Mutant("claim: an issue twice at once", SCHEMA, "), chosen as materialized",
+           "f.agent_id = t.agent_id and f.issue_id = t.issue_id and", "false and", CLAIMS),
+    Mutant("retry: none is born", SCHEMA, "function understudy.end_failed",
+           "if it.retry_task_id is not null then", "if false then", RETRIES),
+    Mutant("retry: in spite of what waits", SCHEMA, "function understudy.plan_retry",
+           "and t.status in ('queued', 'dispatched') and t.id <> it.id", "and false", RETRIES),
+    Mutant("retry: again and again", SCHEMA, "function understudy.plan_retry",
+           "or it.attempt >= coalesce(policy.attempts_max, it.max_attempts)", "", RETRIES),
+    Mutant("retry: at once", SCHEMA, "function understudy.plan_retry",
+           "make_interval(secs => delay_s)", "interval '0'", RETRIES),
+    Mutant("retry: a storm goes on", SCHEMA, "function understudy.plan_retry",
+           "or 20 <= (", "or 20000 <= (", RETRIES),
+    Mutant("retry: what nobody may try again", SCHEMA, "function understudy.plan_retry",
+           "if not coalesce(policy.is_retryable, false) or", "if", RETRIES),
+    Mutant("quota: the others find out themselves", SCHEMA, "function understudy.fail_task",
+           "if task.failure_reason = 'quota_exhausted' then", "if false then", RETRIES),
+    Mutant("late: though its successor has started", SCHEMA, "function understudy.complete_late",
+           "if exists (select from unnest(heirs) where started_at is not null) then",
+           "if false then", LATE),
+    Mutant("late: its successor goes on", SCHEMA, "function understudy.complete_late",
+           "if heir.status in ('deferred', 'queued', 'dispatched') then", "if false then", LATE),
+    Mutant("late: is lost", SCHEMA, "function understudy.complete_late",
+           "update understudy.tasks set result = p_result where id = p_task returning * into task;",
+           "", LATE),
+    Mutant("late: any token", SCHEMA, "function understudy.complete_late",
+           "and claim_token is not distinct from p_token", "", LATE),
+    Mutant("late: what its daemon failed", SCHEMA, "function understudy.complete_late",
+           "and move in ('time_out', 'lose', 'orphan')", "", LATE),
+    Mutant("cancel: over before it is confirmed", SCHEMA, "function understudy.cancel_row",
+           "if it.status in ('deferred', 'queued', 'dispatched') then",
+           "if it.status in ('deferred', 'queued', 'dispatched', 'running') then", CANCEL),
+    Mutant("cancel: any token confirms", SCHEMA, "function understudy.confirm_stop",
+           "and claim_token is not distinct from p_token", "", CANCEL),
+    Mutant("cancel: confirmed unasked", SCHEMA, "function understudy.confirm_stop",
+           "and cancel_requested_at is not null", "", CANCEL),
+    Mutant("cancel: tried again", SCHEMA, "function understudy.end_failed",
+           "if it.cancel_requested_at is not null then", "if false then", CANCEL),
+    Mutant("cancel: waited for for ever", SCHEMA, "function understudy.time_out_tasks",
+           "or t.cancel_requested_at <= understudy.now() - p_unconfirmed", "", SWEEPS),
+    Mutant("cancel: a new connection ends it", "http/calls.py", "def _take_stock",
+           "for each in (*held, *inventory.finished)",
+           "for each in (*held, *inventory.finished)"
+           " if each.task_id not in found or not found[each.task_id].is_stopping", LIFE),
+    Mutant("cancel: no machine is told", "actors/courier.py", "def _deliver",
+           "self._stop(event)", "pass", COURIER),
+    Mutant("cancel: a heartbeat tells nothing", "http/calls.py", "def _stops",
+           "for task_id in sorted(presence.stops)", "for task_id in []", LIFE),
+    Mutant("rerun: beside what runs", SCHEMA, "function understudy.rerun_issue",
+           "and not p_after", "and false", RERUN),
+    Mutant("rerun: behind is instead", SCHEMA, "function understudy.rerun_issue",
+           "and not p_after", "", RERUN),
+    Mutant("recovery: what the machine has", SCHEMA, "function understudy.recover_runtime",
+           "and t.id <> all (p_kept)", "", RECOVERY),
+    Mutant("recovery: what is on its way", SCHEMA, "function understudy.recover_runtime",
+           "coalesce(p_at, understudy.now()) - p_since", "coalesce(p_at, understudy.now())",
+           RECOVERY),
+    Mutant("recovery: what came after it", SCHEMA, "function understudy.recover_runtime",
+           "coalesce(p_at, understudy.now()) - p_since", "understudy.now() - p_since", RECOVERY),
+    Mutant("recovery: poison is tried again", SCHEMA, "function understudy.recover_runtime",
+           "it.started_at is not null and it.host_crashes > 0", "false", RECOVERY),
+    Mutant("lose: without any grace", SCHEMA, "function understudy.lose_tasks",
+           "r.offline_since <= understudy.now() - least(p_takeover, p_alone)", "true", SWEEPS),
+    Mutant("lose: where nobody takes over", SCHEMA, "function understudy.lose_tasks",
+           "or understudy.may_be_taken_over(t, r)", "or true", SWEEPS),
+    Mutant("lose: to one that came too late", SCHEMA, "function understudy.may_be_taken_over",
+           "and o.online_since <= p_from.last_seen_at", "and true or o.created_at is null", SWEEPS),
+    Mutant("judge: by a node that has just come", SCHEMA, "function understudy.judge_runtimes",
+           "and me.lease_since <= understudy.now() - p_grace", "", SWEEPS),
+    Mutant("judge: while their node may live", SCHEMA, "with left_alone as materialized",
+           "and n.lease_expires_at > understudy.now() - p_grace", "and false", SWEEPS),
+    Mutant("sweeps: two nodes at once", SCHEMA, "function understudy.leads",
+           "return pg_try", "return true or pg_try", SWEEPS),
+    Mutant("calls: who waits is not answered", SCHEMA, "function understudy.after_end",
+           "perform understudy.answer_calls(ended);", "", CALLS),
+    Mutant("calls: a retry does not hear", SCHEMA, "function understudy.bear_retry",
+           "where task_id = failed.id", "where false", CALLS),
+    Mutant("calls: agents without end", SCHEMA, "function understudy.hops_max",
+           "select 8", "select 8000", CALLS),
+    Mutant("calls: what was said to a running task", SCHEMA, "function understudy.lock_waiting",
+           "t.status in ('deferred', 'queued')", "t.status in ('deferred', 'queued', 'dispatched')",
+           CALLS),
+    Mutant("trust: of a node without the database", "actors/cast.py", "def trust_s",
+           "max(0.0, now - self.leased_until())", "0.0", NODE),
+    Mutant("trust: others may not be there", "actors/cast.py", "def trust_s",
+           "may_be_replaced=self.has_peers or any(others)", "may_be_replaced=False", CAST),
+    Mutant("take-over: whoever was heard before", "store/runtimes.py", "async def go_offline",
+           "and ($3::uuid is null or node_id = $3)", "and ($3::uuid is null or true)",
+           RUNTIME + " " + NODE),
     Mutant("complete: replayed again and again", SCHEMA, "function understudy.complete_task",
            "status = 'running'", "status in ('running', 'completed')", MOVES),
     Mutant("complete: the issue is not locked", SCHEMA, "function understudy.complete_task",
@@ -91,14 +190,11 @@ MUTANTS: Final = (
     Mutant("runtime: waits after a crash", "actors/runtime.py", "async def start",
            "now - POLL_S", "now", RUNTIME),
     Mutant("runtime: offline a second later", "actors/runtime.py", "def _silent_at",
-           "self._leases.offline_after_s", "self._leases.offline_after_s + 1", RUNTIME),
+           "leases.offline_after_s", "leases.offline_after_s + 1", RUNTIME),
     Mutant("runtime: heard too late", "actors/cast.py", "def heard",
-           "self._presences[runtime_id].heard_at = trio.current_time()", "pass", RUNTIME),
-    Mutant("runtime: takes off another node's", "store/runtimes.py", "def go_offline",
-           "and ($3::timestamptz is null or last_seen_at = $3)", "and $3::timestamptz is not null",
-           RUNTIME),
+           "presence.heard_at = trio.current_time()", "pass", RUNTIME),
     Mutant("cast: an end wakes nobody", "actors/cast.py", "def committed",
-           "self.wake(row)", "pass", CAST),
+           "self.wake(row.workspace_id, row.provider)", "pass", CAST),
     Mutant("task: an end is not told", "actors/task.py", "async def receive",
            "self._newest.raise_to(OVER)", "pass", "tests/http/test_streams.py"),
     Mutant("text: NUL passes", "wire/text.py", "def _cleaned",
@@ -107,8 +203,8 @@ MUTANTS: Final = (
            "if _is_deep(raw):", "if False:", "tests/wire/test_text.py"),
     Mutant("keys: a code works twice", "store/tokens.py", "def redeem_login",
            "and revoked_at is null", "", "tests/store/test_tokens.py"),
-    Mutant("keys: a task's outlives it", "store/tokens.py", "async def find",
-           "and (k.task_id is null or t.status in ('dispatched', 'running'))", "",
+    Mutant("keys: a task's outlives it", "store/tokens.py", "async def _agent",
+           "and status in ('dispatched', 'running')", "",
            "tests/store/test_tokens.py"),
 )  # fmt: skip
 
@@ -121,19 +217,18 @@ def mutated(mutant: Mutant, path: Path) -> None:
     path.write_text(text[:start] + before + mutant.new + after)
 
 
-def outcome(mutant: Mutant | None, arguments: list[str]) -> tuple[str, str]:
+def outcome(mutant: Mutant, arguments: list[str], patience_s: float) -> tuple[str, str]:
     """`killed`, `survived` or `broken`, and the test that did it."""
     with TemporaryDirectory(prefix="understudy-mutant-") as directory:
         source = shutil.copytree(ROOT / "src", Path(directory) / "src")
-        if mutant is not None:
-            mutated(mutant, source / "understudy" / mutant.file)
+        mutated(mutant, source / "understudy" / mutant.file)
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-                   "--seed=1", "--tb=no", "--show-capture=no", *arguments]  # fmt: skip
+                   "--seed=1", "--tb=no", "-rfE", "--show-capture=no", *arguments]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True,
-                timeout=PATIENCE_S, check=False,
+                timeout=patience_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "killed", "it never ends"
@@ -152,7 +247,8 @@ def main() -> int:
     for mutant in MUTANTS:
         if options.only in mutant.name:
             began = time.monotonic()
-            verdict, by = outcome(mutant, worlds if options.simulate else mutant.tests.split())
+            arguments = worlds if options.simulate else mutant.tests.split()
+            verdict, by = outcome(mutant, arguments, PATIENCE_S + WORLD_S * options.simulate)
             survivors += verdict != "killed"
             took_s = time.monotonic() - began
             sys.stdout.write(f"{verdict:8} {mutant.name:36} {took_s:5.1f} s  {by}\n")

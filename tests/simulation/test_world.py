@@ -8,7 +8,9 @@ from understudy.testing.world import simulate
 
 
 def test_no_run_is_lost_or_doubled_whatever_fails(dsn: str, world_seed: int) -> None:
-    """R2.3, R2.4, R3.3 to R3.8, R3.10, R6.4, R6.6, R6.9, R11.4"""
+    """R2.3, R2.4, R3.3 to R3.8, R3.10, R4.2 to R4.4, R4.11, R5.2 to R5.6, R6.1 to R6.9, R7.1,
+    R10.2, R10.3, R11.4
+    """
     story = simulate(dsn, world_seed)
     if story.violations:
         tail = "\n".join(story.log[-40:])

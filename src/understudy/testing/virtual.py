@@ -62,7 +62,7 @@ async def open_virtual_database(
     dsn: str, dice: Random, *, faults: StatementFaults = no_faults, size: int = 8
 ) -> AsyncIterator[Database]:
     """The database at `dsn` with our schema and nothing in it."""
-    pool = Pool(partial(_open, dsn, faults), size=size)
+    pool = virtual_pool(dsn, faults, size=size)
     try:
         async with pool.connection() as connection:
             await schema.bring_up(connection)
@@ -72,7 +72,14 @@ async def open_virtual_database(
         await pool.aclose()
 
 
+def virtual_pool(dsn: str, faults: StatementFaults, *, size: int = 8) -> Pool:
+    """Further connections to it, with faults of their own: another node's."""
+    return Pool(partial(_open, dsn, faults), size=size)
+
+
 async def _open(dsn: str, faults: StatementFaults) -> Connection:
+    if (fault := faults("connect")) is not None and fault.kind == "lost_request":
+        raise DatabaseUnavailable("nobody answers")
     waits = _Waits()
     options = {"lock_timeout": "100ms"}
     session = await open_session(dsn, options, waits)
