@@ -45,6 +45,7 @@ class AcpReader:
         self._failed: Failed | None = None  # Before or instead of a result.
         self._refused: str | None = None
         self._bill: list[Usage] = []
+        self._model = spec.model or "unknown"
         self._heard = 0
 
     def feed(self, line: bytes) -> list[Event]:
@@ -134,6 +135,7 @@ class AcpReader:
         resume = self._spec.resume
         id_ = offered.text("sessionId") or resume or ""
         self._session = Session(id_, is_resumable=id_ == resume)
+        self._model = self._spec.model or acp_session.current_model(offered) or self._model
         if resume and id_ != resume:
             self._refused = f"{self._program} answered with another session, {id_}"
             return [self._session, HangUp()]
@@ -182,7 +184,7 @@ class AcpReader:
         if self._result or self._failed:
             return []
         self._result = result
-        self._bill = _bill(result, self._spec.model)
+        self._bill = _bill(result, self._model)
         return [*self._proven(), *self._updates.end(), *self._bill, HangUp()]
 
 
@@ -195,7 +197,7 @@ def _outcome(call: rpc.Call) -> dict[str, str]:
     return {"outcome": "cancelled"}
 
 
-def _bill(result: Frame, model: str | None) -> list[Usage]:
+def _bill(result: Frame, model: str) -> list[Usage]:
     """By model where the agent tells it so; else what the protocol has, which for some agents is
     the last request alone."""
     quota = result.frame("_meta").frame("quota")
@@ -205,7 +207,7 @@ def _bill(result: Frame, model: str | None) -> list[Usage]:
     ]
     whole = result.frame("usage")
     if whole.fields and len(by_model) <= 1:
-        named = by_model[0].model if by_model else model or "unknown"
+        named = by_model[0].model if by_model else model
         return [_usage(whole, named)]
     return list(sums(by_model).values())
 

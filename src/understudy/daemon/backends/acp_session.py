@@ -54,17 +54,26 @@ def prompt(spec: RunSpec, session_id: str) -> str:
     return rpc.request("prompt", "session/prompt", {"sessionId": session_id, "prompt": [block]})
 
 
+def current_model(offered: Frame) -> str:
+    return _model_option(offered).text("currentValue") or offered.frame("models").text(
+        "currentModelId"
+    )
+
+
 def _model(model: str, session_id: str, offered: Frame) -> str:
-    for option in offered.frames("configOptions"):
-        if "model" in (option.text("category"), option.text("id")):
-            wanted = {"configId": option.text("id"), "value": model}
-            method = "session/set_config_option"
-            break
-    else:
-        if not offered.frame("models").fields:
-            raise NoModel
+    if option := _model_option(offered).text("id"):
+        method, wanted = "session/set_config_option", {"configId": option, "value": model}
+    elif offered.frame("models").fields:
         method, wanted = "session/set_model", {"modelId": model}
+    else:
+        raise NoModel
     return rpc.request("model", method, {"sessionId": session_id, **wanted})
+
+
+def _model_option(offered: Frame) -> Frame:
+    options = offered.frames("configOptions")
+    found = (each for each in options if "model" in (each.text("category"), each.text("id")))
+    return next(found, Frame({}))
 
 
 def _mcp_servers(mcp_config: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class Updates:
         call = Frame({**known.fields, **_given(update)})
         self._calls[id_] = call
         is_over = call.text("status") in OVER
-        events = self._begin(id_) if is_over or call.frame("rawInput").fields else []
+        events = self._begin(id_) if is_over or _is_told(call) else []
         if is_over:
             del self._calls[id_]
             self._open.pop(id_, None)
@@ -94,8 +94,13 @@ class Updates:
 
 
 def _given(update: Frame) -> dict[str, Any]:
-    """An update tells what has changed; an empty value has not."""
-    return {name: value for name, value in update.fields.items() if value not in (None, {}, [])}
+    """An update tells what has changed: an input that is still to come has not."""
+    return {name: value for name, value in update.fields.items() if value not in (None, {})}
+
+
+def _is_told(call: Frame) -> bool:
+    """OpenCode tells where before it tells what."""
+    return bool(call.frame("rawInput").fields.keys() - {"cwd"})
 
 
 def _name(call: Frame) -> str:
