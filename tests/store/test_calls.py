@@ -289,6 +289,33 @@ async def test_a_comment_and_a_claim_that_meet_do_not_miss_each_other(
     assert (await story.claimed()).trigger_comment_content == "Ada: @Nia one\n\nAda: @Nia two"
 
 
+async def test_a_comment_that_comes_during_a_claim_waits_for_the_run(
+    story: Story, database: Database, dsn: str
+) -> None:
+    """R10.2: the task looks queued until the claim is committed, and is told already."""
+    issue = await story.assigned()
+    holder = await open_connection(dsn)
+    made: list[Commented] = []
+
+    async def comment() -> None:
+        made.append(await story.says(issue, "@Nia two"))
+
+    async with trio.open_nursery() as nursery, holder.transaction():
+        (row,) = await holder.fetch(
+            "select * from understudy.claim_tasks($1, $2, 'full', interval '60 s')",
+            story.board.runtime_id,
+            [story.database.new_id()],
+        )
+        nursery.start_soon(comment)
+        with trio.fail_after(30):
+            while not await is_somebody_waiting(database):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    holder.close()
+    assert row["status"] == "dispatched"
+    assert outcomes(made[0]) == {"Nia": "waiting"}
+    assert await story.answers(made[0]) == [None]
+
+
 async def test_a_claim_that_had_to_wait_tells_what_was_said_meanwhile(
     story: Story, database: Database, dsn: str
 ) -> None:

@@ -250,3 +250,16 @@ async def test_cancelling_what_waits_behind_a_run_leaves_that_run_its_calls(stor
     assert await story.answers(said) == [None]
     await story.complete(claim)
     assert await story.answers(said) == [(await story.claimed()).id]
+
+
+async def test_what_waited_for_a_task_that_never_started_is_cancelled_with_it(
+    story: Story,
+) -> None:
+    """R7.1, R10.2"""
+    issue = await story.assigned()
+    claim = await story.claimed()
+    said = await story.says(issue, "@Nia and in French")
+    assert await story.answers(said) == [None]
+    await story.cancel(claim.id)
+    assert await story.answers(said) == [claim.id]
+    assert await story.claim() == []
