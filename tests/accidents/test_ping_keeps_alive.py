@@ -95,8 +95,8 @@ async def test_ping_keeps_alive_no_run_that_a_new_daemon_adopts(workplace: Workp
         task_id = await workplace.assign("command", "sh", "-c", HANGS)
         await workplace.wait(lambda: list(workplace.path.glob("runs/*/heard")))
     (times,) = workplace.path.glob(f"runs/*/{TIMES}")
-    offset, at = times.read_text().split()
-    times.write_text(f"{offset} {float(at) - 3600}\n60 {float(at) - 3600}\n")
+    began_at = float(times.read_text().split()[1]) - 3600
+    times.write_text(f"0 {began_at}\n60 {began_at}\n")
     async with workplace.open_daemon():
         task = await workplace.wait_status(task_id, "failed")
     assert "no progress for 1 h inside Bash" in task["error"]

@@ -20,8 +20,10 @@ import msgspec
 
 from understudy.cli import credentials
 from understudy.cli.client import AWAY, FAILED, USAGE, give_up
+from understudy.cli.limits import limit_arguments, limit_options
 from understudy.cli.output import json_option, show_json
 from understudy.config import ORPHAN_S
+from understudy.core.limits import Limits
 from understudy.daemon.rundir import Standing, look
 from understudy.daemon.status import DaemonStatus, RunStatus, is_running, read_status
 from understudy.daemon.stopping import NOW_S, SIGNALS, Ending
@@ -68,15 +70,16 @@ def path() -> Path:
 
 @click.command()
 @run_options
+@limit_options
 @json_option
-def start(*, tasks_max: int, orphan_s: float, as_json: bool) -> None:
+def start(*, tasks_max: int, orphan_s: float, limits: Limits, as_json: bool) -> None:
     """Start it in the background, and wait until it is linked."""
     if is_running(path()):
         give_up("it runs already: `understudy daemon status`", FAILED)
     if credentials.load().machine is None:
         give_up("this machine has not joined a server: `understudy join <link>`", FAILED)
     arguments = ["--max-concurrent-tasks", str(tasks_max), "--orphan-after", str(orphan_s)]
-    process = _spawn(["daemon", "run", *arguments])
+    process = _spawn(["daemon", "run", *arguments, *limit_arguments(limits)])
 
     def check() -> None:
         if process.poll() is not None:

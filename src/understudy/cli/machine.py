@@ -23,9 +23,11 @@ from understudy.cli.client import (
     split_link,
 )
 from understudy.cli.credentials import MachineKey
+from understudy.cli.limits import limit_options
 from understudy.cli.output import json_option, show_json, show_table, when
 from understudy.cli.unit import unit
 from understudy.config import DaemonConfig
+from understudy.core.limits import Limits
 from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
 from understudy.daemon.stopping import SIGNALS, Ending
 
@@ -75,7 +77,8 @@ def daemon() -> None:
 
 @daemon.command()
 @run_options
-def run(*, tasks_max: int, orphan_s: float) -> None:
+@limit_options
+def run(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
     """Work in the foreground, as `up` and service managers start it."""
     import trio
 
@@ -87,8 +90,9 @@ def run(*, tasks_max: int, orphan_s: float) -> None:
 
     machine = _machine()
     config = DaemonConfig(
-        path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s
-    )
+        path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s,
+        limits=limits,
+    )  # fmt: skip
     secrets = log_to_file(path() / LOG)
     endings: list[Ending] = []
 

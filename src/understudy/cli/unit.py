@@ -11,6 +11,8 @@ import click
 
 from understudy.cli import credentials
 from understudy.cli.background import run_options
+from understudy.cli.limits import limit_arguments, limit_options
+from understudy.core.limits import Limits
 from understudy.daemon.stopping import NOW_S
 
 UNIT: Final = """\
@@ -51,9 +53,11 @@ PASSED_ON: Final = ("UNDERSTUDY_HOME", "PATH", "SSL_CERT_FILE")
 
 @click.command()
 @run_options
-def unit(*, tasks_max: int, orphan_s: float) -> None:
+@limit_options
+def unit(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
     """Print a systemd unit for it, with how to install it."""
     options = ["--max-concurrent-tasks", str(tasks_max), "--orphan-after", f"{orphan_s:g}"]
+    options += limit_arguments(limits)
     command = [sys.executable, "-m", "understudy", "daemon", "run", *options]
     home = str(credentials.home().path)
     click.echo(unit_text(command, {**os.environ, "UNDERSTUDY_HOME": home}), nl=False)

@@ -1,4 +1,5 @@
-"""How long a run may go on without progress, and how much it may do and say (R4.10)."""
+"""How long a run may go on without progress, how much it may do and say, and for how long what it
+leaves is kept (R4.10, R8.6)."""
 
 from __future__ import annotations
 
@@ -23,6 +24,9 @@ class Limits:
     """To the model."""
     spool_bytes_max: int = 1 << 30
     """Of what the agent prints, on both its outputs together."""
+
+    kept_s: float = 7 * 86400.0
+    """For so long nobody has touched the directory of a closed issue before it goes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "silence_s", max(self.silence_s, SILENCE_S_MIN))

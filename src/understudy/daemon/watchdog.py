@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import trio
 
 from understudy.core.failures import FailureReason
 from understudy.core.limits import SILENCE_S_MIN, Limits
+from understudy.core.words import span
 from understudy.daemon.backends.backend import (
     Event,
     HangUp,
@@ -31,7 +32,7 @@ from understudy.daemon.backends.backend import (
     Usage,
 )
 
-ERROR_MAX = 300
+ERROR_MAX: Final = 300
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ class Watchdog:
             )
             return Stall(FailureReason.ITERATION_LIMIT, sentence)
         if self._retry is not None and self._retries_due <= now:
-            span = _span(now - self._retries_at)
-            sentence = f"nothing but retries for {span}, the last because of"
+            length = span(now - self._retries_at, round)
+            sentence = f"nothing but retries for {length}, the last because of"
             return _stalled(f"{sentence} {self._retry.error[:ERROR_MAX]}")
-        span = _span(now - self._progress_at)
+        length = span(now - self._progress_at, round)
         if self._tools:
             tool = next(iter(self._tools.values())) or "a tool"
-            return _stalled(f"no progress for {span} inside {tool}, which has not returned")
-        return _stalled(f"no text, no tool and no new usage for {span}: it waited for its model")
+            return _stalled(f"no progress for {length} inside {tool}, which has not returned")
+        return _stalled(f"no text, no tool and no new usage for {length}: it waited for its model")
 
     def pause(self) -> None:
         self._scope.deadline = math.inf
@@ -142,11 +143,3 @@ class Watchdog:
 
 def _stalled(sentence: str) -> Stall:
     return Stall(FailureReason.AGENT_STALLED, sentence)
-
-
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min" if minutes else f"{rest} s"
