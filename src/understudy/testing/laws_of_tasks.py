@@ -27,7 +27,7 @@ FOLLOWS: Final = {
 }
 ATTEMPTS: Final = {
     "timeout": 2, "runtime_offline": 2, "runtime_recovery": 2, "runtime_shutdown": 2,
-    "keeper_lost": 2, "prepare_failed": 2, "agent_stalled": 2, "provider_network": 3,
+    "keeper_lost": 2, "prepare_failed": 2, "agent_stalled": 2, "provider_network": 4,
     "provider_overloaded": 2, "quota_exhausted": 5,
 }  # fmt: skip
 """R5.2: who is tried again, and how often in all."""
@@ -44,6 +44,7 @@ def broken(evidence: Evidence) -> Iterator[str]:
     yield from _retries(evidence)
     yield from _given_up_too_soon(evidence)
     yield from _quotas_ignored(evidence)
+    yield from _misplaced(evidence)
 
 
 def limits_broken(events: Iterable[Happened], limits: dict[UUID, int]) -> Iterator[str]:
@@ -192,3 +193,12 @@ def _quotas_ignored(evidence: Evidence) -> Iterator[str]:
                 asked = any(since <= at <= event.at for at in evidence.machines.reruns)
                 if event.at < until - CLOSE_S and not asked:
                     yield f"{event.body['task_id']} is claimed: no quota until {until:.1f}"
+
+
+def _misplaced(evidence: Evidence) -> Iterator[str]:
+    """R3.1: who is bound to a machine works nowhere else."""
+    for event in evidence.events:
+        if event.kind == "task:dispatch":
+            bound_to = evidence.agents[UUID(event.body["agent_id"])]["runtime_id"]
+            if bound_to is not None and str(bound_to) != event.body["runtime_id"]:
+                yield f"{event.body['task_id']} is claimed by another machine than its agent's"
