@@ -21,6 +21,7 @@ import trio
 
 from understudy.daemon import kept as kept_module
 from understudy.daemon import processes, rundir
+from understudy.daemon.boottime import boot_s
 from understudy.daemon.kept import (
     KeeperFailed,
     KeeperGone,
@@ -283,6 +284,26 @@ async def test_any_word_from_a_daemon_keeps_the_agent(runs: Runs) -> None:
     for _ in range(24):
         assert (await kept.ping()).ending is None
         await trio.sleep(0.25)
+
+
+async def test_an_agent_ends_when_its_task_may_be_given_away_whoever_pings(runs: Runs) -> None:
+    """R4.11: a daemon that came back and has no link is no reason to go on."""
+    kept = await runs.start("sleep 600", trusted_until=boot_s() + 600)
+    assert (await kept.trust(boot_s() + 1)).ending is None
+    with trio.fail_after(30):
+        while (await kept.ping()).ending is None:  # noqa: ASYNC110  It is asked on purpose.
+            await trio.sleep(0.1)
+    assert (await wait_over(kept)).why == "runtime_offline"
+
+
+async def test_a_promise_that_is_renewed_keeps_the_agent(runs: Runs) -> None:
+    """R4.11: for as long as there is one; without one nothing ends it."""
+    kept, other = [await runs.start("sleep 600", trusted_until=at) for at in (boot_s() + 2, None)]
+    for _ in range(8):
+        assert (await kept.trust(boot_s() + 2)).ending is None
+        await trio.sleep(0.5)
+    assert (await wait_over(kept)).why == "runtime_offline"
+    assert (await other.ping()).ending is None
 
 
 @pytest.mark.parametrize(

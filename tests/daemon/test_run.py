@@ -45,7 +45,7 @@ from understudy.daemon.record import ORDER, RunOrder, read_order
 from understudy.daemon.run import Again, Message, RunActor, Stop
 from understudy.daemon.rundir import Standing
 from understudy.daemon.slots import Slots
-from understudy.daemon.trust import Trust
+from understudy.daemon.trust import MARGIN_S, Trust, now
 from understudy.daemon.workshop import Workshop
 from understudy.daemon.workspace import prepare
 from understudy.testing.desk import Desk
@@ -721,7 +721,7 @@ async def test_a_machine_that_is_cut_off_stops_what_another_may_be_given(
     is_back = cut_off(bench, is_movable=True)
     nursery.start_soon(bench.run, bench.task)
     await bench.wait_working()
-    bench.shop.trust.promise(trio.current_time(), {RUNTIME: 0.0})
+    bench.shop.trust.promise(now(), {RUNTIME: 0.0})
     await bench.wait(bench.shop.outbox.claims)
     assert processes.marked(str(bench.task.id)) == []
     order = read_order(bench.kept.run_dir)
@@ -742,7 +742,7 @@ async def test_a_machine_that_is_cut_off_goes_on_with_what_nobody_can_take(
     cut_off(bench, is_movable=False)
     nursery.start_soon(bench.run, bench.task)
     await bench.wait_working()
-    bench.shop.trust.promise(trio.current_time(), {RUNTIME: 0.0})
+    bench.shop.trust.promise(now(), {RUNTIME: 0.0})
     await trio.testing.wait_all_tasks_blocked(0.1)
     signs = await bench.kept.ping()
     assert (signs.agent_alive, signs.ending) == (True, None)
@@ -761,6 +761,44 @@ async def test_a_run_that_was_found_again_is_stopped_when_nobody_hears_of_it(
     assert await bench.run(None)
     assert failure(bench).failure_reason == FailureReason.RUNTIME_OFFLINE
     assert bench.times_started() == 1
+
+
+async def test_a_keeper_ends_what_may_be_elsewhere_though_its_daemon_is_gone(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11, R7.4: stopped or killed, by the last promise that it was told."""
+    cut_off(bench, is_movable=True).set()
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    assert bench.kept.spec().trusted_until == math.inf
+    bench.shop.trust.promise(now(), {RUNTIME: MARGIN_S + 5})
+    bench.shop.trust.promise(now(), {RUNTIME: MARGIN_S + 1.5})
+    await trio.testing.wait_all_tasks_blocked(0.2)
+    bench.life.cancel()
+    await bench.wait(lambda: bench.life.cancelled_caught)
+    assert (await bench.kept.ping()).ending is None
+    end = await bench.kept.wait_exit()
+    assert end is not None
+    assert end.why == FailureReason.RUNTIME_OFFLINE
+    bench.shop.trust = Trust(math.inf)
+    assert await bench.run(None)
+    assert failure(bench).failure_reason == FailureReason.RUNTIME_OFFLINE
+
+
+async def test_a_daemon_that_has_just_begun_promises_its_keepers_nothing(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11: the window that it gives itself is no word of the server's."""
+    cut_off(bench, is_movable=True).set()
+    bench.shop.trust = Trust(now() + 3)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    bench.life.cancel()
+    await bench.wait(lambda: bench.life.cancelled_caught)
+    bench.shop.trust = Trust(math.inf)
+    nursery.start_soon(bench.run, None)
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.RUNTIME_OFFLINE
 
 
 # What the provider asks for

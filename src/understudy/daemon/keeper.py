@@ -30,6 +30,12 @@ The daemon dies
   while the agent works: nobody notices. The keeper is nobody's child (it forks once more when it
       starts), so the daemon that started it and one that found it are in the same position. After
       `orphan_s` without a word from any daemon the agent is stopped: why = orphaned.
+  while the agent works at what another machine may be given (R4.11): the keeper was told, when it
+      was started and with each promise of the server's, until when the task stays here, and stops
+      the agent then, whatever it has heard by ping. So a daemon that was stopped or killed, one
+      that comes back and finds no server, and a machine that slept (the clock is the boot's) are
+      one case: no two agents work at one task. It is told, not written: a full disk would keep the
+      promise from being renewed, and no newer daemon needs to read it.
   between sending a frame and hearing so: frames are numbered; sent again, it is written once.
       In a dialogue the number follows from the spool (`dialogue.py`), so that the next daemon,
       which reads the spool from the start, says again what was said, and nothing is said twice.
@@ -60,7 +66,6 @@ there means anything any more, and the marker finds nothing, which is right.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -68,7 +73,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from select import select
-from signal import SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from signal import SIGKILL, SIGTERM
 from socket import socket
 from typing import Final
 
@@ -77,6 +82,7 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
 
 from understudy.daemon import processes
+from understudy.daemon.boottime import boot_s
 from understudy.daemon.control import Answer, Control, Refused, Request
 from understudy.daemon.locks import take_lock
 from understudy.daemon.processes import Process
@@ -128,21 +134,6 @@ def _tell_starter(word: str) -> None:
     os.close(nowhere)
 
 
-def _catch_signals() -> int:
-    """A descriptor that gives the number of each signal, as a byte.
-
-    Caught, never ignored: what is ignored here (nohup) would be ignored in the agent too.
-    """
-    read_end, write_end = os.pipe()
-    for end in (read_end, write_end):
-        os.set_blocking(end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM):
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    return read_end
-
-
 def _open_spool(name: str) -> int:
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -158,12 +149,13 @@ class Keeper:
         self.due: dict[str, float] = {}  # A timer's name, and when it is due.
         self.why: str = Why.EXITED
         self.steps: Iterator[float] | None = None  # Of the stop, once there is one.
+        self.trusted_until = spec.trusted_until
         self.interrupt = spec.interrupt  # A dialogue's is known only when its turn has an id.
         self.terminated = False
         self.given_up = False
         self.status: int | None = None  # The agent's, as waitpid gives it.
         self.tree = Tree(spec.run)
-        self.wakeup = _catch_signals()
+        self.wakeup = processes.catch_signals()
         self.watch = Watch(spec.done)
         self.stdin = Stdin()
         self.out, self.err = _open_spool(OUT), _open_spool(ERR)
@@ -283,6 +275,8 @@ class Keeper:
         self.due["look"] = now + self.watch.pause_s
         if self.watch.size > self.spec.spool_max:
             self._stop(Why.SPOOL_FULL)
+        if self.trusted_until is not None and boot_s() >= self.trusted_until:
+            self._stop(Why.DISTRUSTED)
         if self.watch.finds_done():
             self._hang_up()
 
@@ -300,6 +294,8 @@ class Keeper:
                 self.stdin.write(number, frame)
             case {"op": "close_stdin"}:
                 self.stdin.close_when_read()
+            case {"op": "trust", "until": float(until)}:
+                self.trusted_until = until
             case {"op": "interrupt_with", "frame": str(frame)}:
                 self.interrupt = frame
             case {"op": "hang_up"}:

@@ -81,6 +81,10 @@ class Kept:
     async def ping(self) -> VitalSigns:
         return await self._ask(op="ping")
 
+    async def trust(self, until_boot_s: float) -> VitalSigns:
+        """Until when the task stays on this machine (R4.11); the last word counts."""
+        return await self._ask(op="trust", until=until_boot_s)
+
     async def write(self, number: int, frame: str) -> VitalSigns:
         """Send frame `number`, or learn that it was sent. `next_n` of any answer is the next."""
         return await self._ask(op="write", n=number, frame=frame)

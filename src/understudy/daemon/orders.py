@@ -179,5 +179,13 @@ def keeper_spec(order: RunOrder, launch: Launch, workshop: Workshop) -> Spec:
         interrupt=launch.interrupt,
         done=launch.done,
         orphan_s=workshop.orphan_s,
+        trusted_until=_trusted_until(order.task, workshop),
         spool_max=workshop.limits.spool_bytes_max,
     )
+
+
+def _trusted_until(task: ClaimedTask, workshop: Workshop) -> float | None:
+    """R4.11: nobody else can take what is not movable."""
+    if not task.is_movable or task.runtime_id is None:
+        return None
+    return workshop.trust.until_boot_s(task.runtime_id)

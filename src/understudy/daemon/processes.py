@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from signal import SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM
 from typing import Final, NamedTuple
 
 MARKER: Final = "UNDERSTUDY_RUN"
@@ -30,6 +31,21 @@ class _Stat(NamedTuple):
     process: Process
     parent: int
     alive: bool
+
+
+def catch_signals() -> int:
+    """A descriptor that gives the number of each signal, as a byte.
+
+    Caught, never ignored: what is ignored here (nohup) would be ignored in the agent too.
+    """
+    read_end, write_end = os.pipe()
+    for end in (read_end, write_end):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    return read_end
 
 
 def identify(pid: int) -> Process | None:

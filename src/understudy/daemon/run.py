@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,13 @@ from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.files import replace_file
 from understudy.daemon.following import follow
 from understudy.daemon.hold import Disowned, Hold
-from understudy.daemon.kept import KeeperFailed, Kept, spawn_keeper
+from understudy.daemon.kept import (
+    KeeperFailed,
+    KeeperGone,
+    KeeperRefused,
+    Kept,
+    spawn_keeper,
+)
 from understudy.daemon.link import LinkRefused
 from understudy.daemon.orders import Unfit, check, keeper_spec, run_order
 from understudy.daemon.outbox import Report
@@ -60,6 +66,7 @@ from understudy.wire.daemon import ClaimedTask
 logger = logging.getLogger(__name__)
 
 CRASHES_MAX: Final = 2
+TELL_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,7 @@ class RunActor(Actor[Message]):
         async with trio.open_nursery() as nursery:
             if task.is_movable and task.runtime_id is not None:
                 nursery.start_soon(self._stop_when_distrusted, task.runtime_id)
+                nursery.start_soon(self._tell_promises, task.runtime_id)
             await self._bring_to_an_end(task, order)
             nursery.cancel_scope.cancel()
 
@@ -207,6 +215,16 @@ class RunActor(Actor[Message]):
         await self._shop.trust.wait_end(runtime_id)
         logger.warning("task %s: no link for so long that it may be given away", self._id)
         self._stop_agent(FailureReason.RUNTIME_OFFLINE)
+
+    async def _tell_promises(self, runtime_id: UUID) -> None:
+        """R4.11: to the keeper, who keeps them when this daemon is gone."""
+        trust = self._shop.trust
+        while True:
+            promised = trust.next_promise()
+            if trust.is_promised(runtime_id):
+                with trio.move_on_after(TELL_S), suppress(KeeperGone, KeeperRefused):
+                    await self._kept.trust(trust.until_boot_s(runtime_id))
+            await promised.wait()
 
     def _stop_agent(self, why: FailureReason) -> None:
         """Now if it runs, not at all if it has not begun: the first reason stands."""

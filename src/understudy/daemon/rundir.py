@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from understudy.daemon.locks import is_locked
 
-FORMAT: Final = 1
+FORMAT: Final = 1  # of the records and of what a keeper answers; a field with a default is no news
 RECORD_AGAIN_S: Final = 1.0
 
 SPEC: Final = "spec.json"  # what to run: by the daemon, before the keeper starts
@@ -34,7 +34,7 @@ KEPT: Final = "kept"  # what a keeper says when its state, or the failure to sta
 
 
 class UnknownFormat(Exception):
-    """The record was written by another version of Understudy."""
+    """The record was written by a newer version of Understudy."""
 
 
 class Standing(StrEnum):
@@ -51,6 +51,7 @@ class Why(StrEnum):
     DONE = "done"  # its result was out, and it did not leave by itself
     MAX_TIME = "max_time"
     ORPHANED = "orphaned"
+    DISTRUSTED = "runtime_offline"  # as the daemon itself would say, were it there
     SPOOL_FULL = "spool_full"
     KEEPER_SIGTERM = "keeper_sigterm"
     SPAWN_FAILED = "spawn_failed"
@@ -70,6 +71,7 @@ class Spec(NamedTuple):
     grace_s: float = 2.0  # after the interrupt, and again after SIGTERM: together within 6 s (R7.2)
     max_s: float | None = None
     orphan_s: float = 1800.0  # without a word from any daemon (R8.2)
+    trusted_until: float | None = None  # by boot_s(): then another machine may be given it (R4.11)
     spool_max: int = 1 << 30  # bytes of out and err together
 
 
@@ -128,9 +130,10 @@ def write_exit_patiently(record: Exit, patience_s: float) -> None:
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
+    """Of an older version too: what it did not know has a default. Raises `UnknownFormat`."""
     fields: dict[str, Any] = json.loads(path.read_bytes())
-    if fields["format"] != FORMAT:
-        raise UnknownFormat(f"{path.name} has format {fields['format']}, not {FORMAT}")
+    if fields["format"] > FORMAT:
+        raise UnknownFormat(f"{path.name} has format {fields['format']}, we know {FORMAT}")
     return kind(**{name: fields[name] for name in kind._fields if name in fields})
 
 

@@ -47,6 +47,9 @@ class Trust:
     def until(self, runtime_id: UUID) -> float:
         return self._until.get(runtime_id, self._until_else)
 
+    def is_promised(self, runtime_id: UUID) -> bool:
+        return runtime_id in self._until
+
     def until_boot_s(self, runtime_id: UUID) -> float:
         """The same moment on the clock that keepers have too."""
         return boot_s() + self.until(runtime_id) - now()
@@ -57,8 +60,8 @@ class Trust:
             task.is_movable and task.runtime_id is not None and self.until(task.runtime_id) <= now()
         )
 
-    async def wait_promise(self) -> None:
-        await self._promised.wait()
+    def next_promise(self) -> trio.Event:
+        return self._promised
 
     async def wait_end(self, runtime_id: UUID) -> None:
         while (left_s := self.until(runtime_id) - now()) > 0:
