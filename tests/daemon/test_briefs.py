@@ -149,13 +149,13 @@ async def test_skills_stand_where_the_provider_looks_and_out_of_git(desk: Desk) 
     work.claim.close()
     folder = work.path / ".claude/skills/understudy-release-notes"
     assert (folder / "SKILL.md").read_text() == (
-        "---\nname: release-notes\ndescription: How to release\n---\n\nWrite them."
+        '---\nname: release-notes\ndescription: "How to release"\n---\n\nWrite them.'
     )
     assert (folder / "lib/a.py").read_text() == "1"
     assert desk.clone(work.path).git("status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a/../../x", ".", "out/x"])
+@pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a/../../x", ".", "out/x", "a\0b"])
 async def test_a_skill_writes_nowhere_else(desk: Desk, name: str) -> None:
     order = desk.order()
     work = await prepare(order, desk.repositories)
@@ -167,3 +167,66 @@ async def test_a_skill_writes_nowhere_else(desk: Desk, name: str) -> None:
     with pytest.raises(PrepareFailed, match="outside its folder"):
         await prepare(replace(order, brief=Brief("x", skills=skills)), desk.repositories)
     assert not (desk.directory / "home/x").exists()
+
+
+async def written(desk: Desk, provider: str, *skills: Skill, path: Path | None = None) -> Path:
+    path = path or desk.directory / "plain"
+    path.mkdir(exist_ok=True)
+    await write_brief(desk.git, path, provider, replace(BRIEF, skills=skills))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("provider", "folder", "is_named"),
+    [
+        ("claude", ".claude/skills", False),
+        ("gemini", ".gemini/skills", False),
+        ("codex", ".agents/skills", True),
+        ("acp", ".agents/skills", True),
+    ],
+)
+async def test_a_cli_that_finds_no_skill_by_itself_is_told_where_they_lie(
+    desk: Desk, provider: str, folder: str, *, is_named: bool
+) -> None:
+    """R8.7"""
+    path = await written(desk, provider, Skill("Release", "Write.", "How to release"))
+    assert (path / folder / "understudy-release/SKILL.md").is_file()
+    brief = next(path.glob("*.md")).read_text()
+    line = f"- Release: How to release (`{folder}/understudy-release/SKILL.md`)"
+    assert (line in brief) == is_named
+
+
+async def test_skills_are_refreshed_and_one_that_is_gone_is_found_no_more(desk: Desk) -> None:
+    """R8.7: what else lies in its folder stays: an agent may have written it."""
+    path = await written(desk, "claude", Skill("a", "Old."), Skill("b", "Old."))
+    (path / ".claude/skills/understudy-b/notes").write_text("mine")
+    (path / ".claude/skills/own").mkdir()
+    (path / ".claude/skills/own/SKILL.md").write_text("the user's")
+    await written(desk, "claude", Skill("a", "New."))
+    found = {each.parent.name: each.read_text() for each in path.glob(".claude/skills/*/SKILL.md")}
+    assert set(found) == {"understudy-a", "own"}
+    assert found["understudy-a"].endswith("New.")
+    assert (path / ".claude/skills/understudy-b/notes").read_text() == "mine"
+
+
+async def test_a_linked_folder_of_the_repositorys_gets_the_skills_unseen_by_git(desk: Desk) -> None:
+    """R8.7"""
+    user = desk.repository()
+    (user.path / ".claude").symlink_to(".agents")
+    user.git("add", ".claude")
+    user.commit(".agents/README", "shared")
+    order = replace(desk.order(user), brief=replace(BRIEF, skills=(Skill("a", "Do."),)))
+    work = await prepare(order, desk.repositories)
+    work.claim.close()
+    assert (work.path / ".agents/skills/understudy-a/SKILL.md").is_file()
+    assert desk.clone(work.path).git("status", "--porcelain") == ""
+
+
+async def test_a_link_that_leads_out_of_the_directory_is_not_followed(desk: Desk) -> None:
+    path = desk.directory / "plain"
+    path.mkdir()
+    (path / ".claude").symlink_to(desk.directory / "home")
+    await written(desk, "claude", Skill("a", "Do."))
+    assert not (desk.directory / "home/skills").exists()
+    assert (path / ".agents/skills/understudy-a/SKILL.md").is_file()
+    assert ".agents/skills/understudy-a/SKILL.md" in (path / "CLAUDE.md").read_text()

@@ -18,8 +18,9 @@ from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
 from understudy.core.lifecycle import Move, Status
 from understudy.core.records import Priority
+from understudy.daemon.briefs import Skill
 from understudy.daemon.link import Link, dial
-from understudy.daemon.orders import run_order, work_order
+from understudy.daemon.orders import Unfit, run_order, work_order
 from understudy.daemon.outbox import Outbox
 from understudy.daemon.record import RunOrder
 from understudy.daemon.slots import Slots
@@ -179,3 +180,23 @@ async def test_each_launch_has_a_session_of_its_own(desk: Desk, workshop: Worksh
     task = claimed(desk, "claude")
     orders = [(await ordered(task, workshop))[0] for _ in range(2)]
     assert len({uuid.UUID(str(order.spec.session_id)) for order in orders}) == 2
+
+
+def test_the_skills_of_an_agent_are_in_its_brief(desk: Desk) -> None:
+    """R8.7"""
+    files = [{"path": "lib/a.py", "content": "1"}]
+    told = {"name": "Release", "description": "How to", "content": "Do.", "files": files}
+    task = claimed(desk, "claude")
+    agent = msgspec.structs.replace(task.agent, skills=[told, {"name": "Bare"}])
+    brief = work_order(msgspec.structs.replace(task, agent=agent)).brief
+    release = Skill("Release", "Do.", "How to", {"lib/a.py": "1"})
+    assert brief.skills == (release, Skill("Bare", "", "", {}))
+
+
+@pytest.mark.parametrize("told", [{}, {"name": ""}, {"name": "x", "files": ["a"]}])
+def test_a_skill_that_cannot_be_read_is_reported(desk: Desk, told: dict[str, object]) -> None:
+    """R9.6"""
+    task = claimed(desk, "claude")
+    agent = msgspec.structs.replace(task.agent, skills=[told])
+    with pytest.raises(Unfit, match="a skill of agent Nia cannot be read"):
+        work_order(msgspec.structs.replace(task, agent=agent))

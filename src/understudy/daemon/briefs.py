@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,9 @@ INSTEAD_OF: Final = {"AGENTS.override.md": "AGENTS.md"}  # codex reads one of th
 
 SKILLS: Final = {"claude": ".claude/skills", "gemini": ".gemini/skills"}
 SKILLS_ELSE: Final = ".agents/skills"
+SKILLS_LAST: Final = ".understudy/skills"
+SKILL: Final = "SKILL.md"
+SKILLS_SAY: Final = "Read what fits your work before you begin it:"
 
 
 class BadSkill(ValueError):
@@ -59,25 +63,51 @@ async def write_brief(git: Git, path: Path, provider: str, brief: Brief) -> Path
     """The file written. Nothing that the repository tracks is touched, nothing of ours is seen by
     `git add`; what the file holds outside our markers stays. Raises `BadSkill`."""
     names = (*FILES.get(provider, FILES_ELSE), LAST_RESORT)
-    folder = SKILLS.get(provider, SKILLS_ELSE)
+    folder = _skills_folder(path, provider)
     tracked: set[str] = set()
     if (path / ".git").exists():
         tracked = set((await git("ls-files", "--", *names, cwd=path)).splitlines())
         exclude = await git("rev-parse", "--git-path", "info/exclude", cwd=path)
-        _exclude(path / exclude, [f"/{name}" for name in names] + [f"/{folder}/understudy-*/"])
+        folders = [f"/{each}/understudy-*/" for each in _paths_to(path / folder, path)]
+        _exclude(path / exclude, [f"/{name}" for name in names] + folders)
     name = next(name for name in names if name not in tracked or name == LAST_RESORT)
-    _write_block(path / name, render(brief), beside=INSTEAD_OF.get(name))
-    for skill in brief.skills:
-        _write_skill(path, path / folder / f"understudy-{slugged(skill.name)}", skill)
+    named_at = None if SKILLS.get(provider) == folder else folder
+    _write_block(path / name, render(brief, named_at), beside=INSTEAD_OF.get(name))
+    _write_skills((path / folder).resolve(), brief.skills)
     return path / name
 
 
-def render(brief: Brief) -> str:
+def render(brief: Brief, skills_at: str | None = None) -> str:
+    """`skills_at`: where they lie, for a CLI that finds none by itself."""
     sections = [f"# {brief.title}", brief.description]
-    headed = (("Instructions", brief.instructions), *brief.context)
+    headed = [("Instructions", brief.instructions), *brief.context]
+    if skills_at and brief.skills:
+        headed.append(("Skills", "\n".join([SKILLS_SAY, *_named(brief.skills, skills_at)])))
     sections += [f"## {heading}\n\n{text}" for heading, text in headed if text]
     body = "\n\n".join(section.strip() for section in sections if section.strip())
     return f"{BEGIN}\n{body.replace('<!-- understudy:', '<!-- understudy :')}\n{END}"
+
+
+def _named(skills: Iterable[Skill], place: str) -> Iterator[str]:
+    for skill in skills:
+        described = " ".join(f"{skill.name}: {skill.description}".split()).removesuffix(":")
+        yield f"- {described} (`{place}/{_folder(skill)}/{SKILL}`)"
+
+
+def _skills_folder(path: Path, provider: str) -> str:
+    """Where the CLI looks, unless a link of the repository's leads out of it there."""
+    wanted = (SKILLS.get(provider, SKILLS_ELSE), SKILLS_ELSE, SKILLS_LAST)
+    return next(folder for folder in wanted if _is_inside(path / folder, path))
+
+
+def _paths_to(place: Path, path: Path) -> list[str]:
+    """As it is named, and where a link leads."""
+    real = place.resolve().relative_to(path.resolve())
+    return list(dict.fromkeys(map(str, (place.relative_to(path), real))))
+
+
+def _is_inside(place: Path, path: Path) -> bool:
+    return place.resolve().is_relative_to(path.resolve())
 
 
 def _write_block(file: Path, block: str, *, beside: str | None) -> None:
@@ -98,20 +128,38 @@ def _exclude(file: Path, patterns: list[str]) -> None:
         excludes.write("".join(f"{pattern}\n" for pattern in missing))
 
 
-def _write_skill(path: Path, folder: Path, skill: Skill) -> None:
+def _write_skills(place: Path, skills: Iterable[Skill]) -> None:
+    """What the agent has no more is not found by its CLI any more; its files stay."""
+    current = {_folder(skill) for skill in skills}
+    for folder in place.glob("understudy-*"):
+        if folder.name not in current and not folder.is_symlink():
+            (folder / SKILL).unlink(missing_ok=True)
+    for skill in skills:
+        _write_skill(place / _folder(skill), skill)
+
+
+def _write_skill(folder: Path, skill: Skill) -> None:
     for name, text in _skill_files(skill):
-        target = folder / name
-        inside = target.resolve().is_relative_to(path.resolve() / folder.relative_to(path))
-        if not inside or target.resolve() == folder.resolve():
+        if "\0" in name or not _is_below(folder / name, folder):
             raise BadSkill(f"skill {skill.name!r} has a file outside its folder: {name!r}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, text, mode=0o644)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / name, text, mode=0o644)
+
+
+def _is_below(target: Path, folder: Path) -> bool:
+    real = target.resolve()
+    return real.is_relative_to(folder) and real != folder
 
 
 def _skill_files(skill: Skill) -> Iterator[tuple[str, str]]:
     head = ""
     if not skill.content.startswith("---"):
-        description = " ".join(skill.description.split()) or skill.name
-        head = f"---\nname: {slugged(skill.name)}\ndescription: {description}\n---\n\n"
-    yield "SKILL.md", head + skill.content
+        described = " ".join(skill.description.split()) or skill.name
+        quoted = json.dumps(described, ensure_ascii=False)  # A colon would end the description.
+        head = f"---\nname: {slugged(skill.name)}\ndescription: {quoted}\n---\n\n"
+    yield SKILL, head + skill.content
     yield from (skill.files or {}).items()
+
+
+def _folder(skill: Skill) -> str:
+    return f"understudy-{slugged(skill.name)}"

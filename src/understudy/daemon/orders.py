@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Annotated, Final
 from uuid import uuid4
 
 import msgspec
 
 from understudy.core.failures import FailureReason
+from understudy.core.struct import Struct
 from understudy.daemon.backends import acp_reader, command, scripted
 from understudy.daemon.backends.backend import Launch, ResumeRefused, RunSpec, Usage
 from understudy.daemon.backends.providers import BACKENDS
-from understudy.daemon.briefs import LAST_RESORT, Brief
+from understudy.daemon.briefs import LAST_RESORT, Brief, Skill
 from understudy.daemon.record import AFRESH, RunOrder
 from understudy.daemon.rundir import Spec
 from understudy.daemon.workshop import Workshop
@@ -29,6 +30,20 @@ HANDOVER: Final = (
 )
 # Nobody knows which file these read: their instructions come before the prompt.
 PROGRAMS: Final = frozenset({acp_reader.PROVIDER, command.PROVIDER, scripted.PROVIDER})
+
+
+class SkillFile(Struct):
+    path: str
+    content: str
+
+
+class AgentSkill(Struct):
+    """As a claim brings it (spec section 11)."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    description: str = ""
+    content: str = ""
+    files: tuple[SkillFile, ...] = ()
 
 
 class Unfit(Exception):
@@ -74,11 +89,23 @@ def work_order(task: ClaimedTask) -> Order:
             title=f"{issue.key}: {issue.title}" if issue else "A task",
             description=issue.description if issue else "",
             instructions="" if task.provider in PROGRAMS else task.agent.instructions,
+            skills=tuple(_skills(task)),
         ),
         created_at=task.created_at,
         repository=task.repos[0].url if task.repos else None,
         prior_work_dir=task.prior_work_dir,
     )
+
+
+def _skills(task: ClaimedTask) -> Iterator[Skill]:
+    try:
+        told = msgspec.convert(task.agent.skills, list[AgentSkill])
+    except msgspec.ValidationError as error:
+        sentence = f"a skill of agent {task.agent.name} cannot be read: {error}"
+        raise Unfit(FailureReason.INVALID_REQUEST, sentence) from None
+    for each in told:
+        files = {file.path: file.content for file in each.files}
+        yield Skill(each.name, each.content, each.description, files)
 
 
 def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
