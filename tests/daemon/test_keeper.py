@@ -466,6 +466,12 @@ async def test_keeper_is_reached_through_any_path(runs: Runs) -> None:
     assert (await kept.ping()).agent_alive
 
 
+async def test_where_no_run_is_nobody_answers(tmp_path: Path) -> None:
+    """It may be still being prepared, or just have been removed."""
+    with pytest.raises(KeeperGone):
+        await Kept(tmp_path / "not yet").ping()
+
+
 async def test_exit_waits_for_room_on_the_disk(runs: Runs) -> None:
     kept = await runs.start("read _")
     obstacle = kept.run_dir / f"{rundir.EXIT}.new"

@@ -785,6 +785,17 @@ async def test_a_keeper_ends_what_may_be_elsewhere_though_its_daemon_is_gone(
     assert failure(bench).failure_reason == FailureReason.RUNTIME_OFFLINE
 
 
+async def test_a_promise_that_was_there_before_the_run_costs_it_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R4.11: there is no keeper yet that could be told."""
+    bench.task = msgspec.structs.replace(bench.task, runtime_id=RUNTIME, is_movable=True)
+    bench.shop.trust.promise(now(), {RUNTIME: 600.0})
+    assert await bench.run(bench.task)
+    assert_completed(bench)
+    assert "crashed" not in caplog.text
+
+
 async def test_a_daemon_that_has_just_begun_promises_its_keepers_nothing(
     bench: Bench, nursery: trio.Nursery
 ) -> None:

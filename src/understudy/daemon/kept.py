@@ -175,7 +175,10 @@ class Kept:
             pass  # That is what was waited for.
 
     async def _connect(self) -> trio.SocketStream:
-        directory = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            directory = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # It is still being prepared.
+            raise KeeperGone(self.run_dir) from None
         try:
             return await trio.open_unix_socket(self._address(directory))
         except OSError:
