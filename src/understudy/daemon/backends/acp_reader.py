@@ -72,9 +72,9 @@ class AcpReader:
     def finish(self, end: Exit, stderr_tail: str) -> Verdict:
         told = ends.told(self._program, end, stderr_tail)
         if self._result and not self._failed:
-            failure = stop_failure(self._result, self._updates.answer)
+            failure = stop_failure(self._result, self._updates.answer())
             if failure is None:
-                return Completed(self._updates.answer)
+                return Completed(self._updates.answer())
             return ends.stopped(self._program, end) or failure
         if self._refused is not None and self._spec.resume and not self._updates.tools:
             return ResumeRefused(self._spec.resume, self._refused)

@@ -8,7 +8,9 @@ from typing import Any, Final, final
 from understudy.daemon.backends.backend import Event, Text, Thinking, ToolResult, ToolUse
 from understudy.daemon.backends.frames import TEXT_MAX, Frame, clean
 
-PIECES_MAX: Final = 64 << 10  # Characters; then what was said so far is told.
+# Characters. A long message is told part by part, for what is not told is taken for silence.
+PART_MIN: Final = 2 << 10  # to the end of a line,
+PART_MAX: Final = 64 << 10  # or wherever it is.
 WORK: Final = {"agent_message_chunk", "agent_thought_chunk", "tool_call", "tool_call_update"}
 OVER: Final = {"completed", "failed"}
 KINDS: Final = {"read", "edit", "delete", "move", "search", "execute", "think", "fetch"}
@@ -19,7 +21,7 @@ class Updates:
     """Words are told when their message ends: it is cut where the next thing begins."""
 
     def __init__(self) -> None:
-        self.answer = ""  # The last message.
+        self._answer: list[str] = []  # The last message.
         self.tools = 0
         self._calls: dict[str, Frame] = {}  # What is known of the calls that were not told yet,
         self._open: dict[str, None] = {}  # and those that were and have no result.
@@ -27,6 +29,9 @@ class Updates:
         self._message = ""
         self._pieces: list[str] = []
         self._size = 0
+
+    def answer(self) -> str:
+        return "".join(self._answer)[-TEXT_MAX:]
 
     def told(self, update: Frame) -> list[Event]:
         match update.text("sessionUpdate"):
@@ -60,13 +65,13 @@ class Updates:
         is_new = (kind, message) != (self._kind, self._message)
         events = self.pause() if is_new else []
         if kind is Text and text:
-            if is_new:
-                self.answer = ""
-            self.answer = (self.answer + text)[-TEXT_MAX - PIECES_MAX :]
+            self._answer = [] if is_new else self._answer
+            self._answer.append(text)
         self._kind, self._message = kind, message
         self._pieces.append(text)
         self._size += len(text)
-        return [*events, *(self.pause() if self._size >= PIECES_MAX else [])]
+        is_part = self._size >= (PART_MIN if "\n" in text else PART_MAX)
+        return [*events, *(self.pause() if is_part else [])]
 
     def _used(self, update: Frame, *, is_new: bool) -> list[Event]:
         id_ = update.text("toolCallId")
