@@ -198,6 +198,22 @@ def test_a_machine_that_registers_elsewhere_and_is_heard_here_again_is_taken_ove
     perform(play)
 
 
+def test_a_late_sign_of_life_at_another_node_takes_the_machine_away_for_one_heartbeat_at_most(
+    perform: Perform,
+) -> None:
+    """R4.3, R4.11: else that node would take for silent whom this one hears."""
+
+    async def play(stage: Stage) -> None:
+        async with carrying(stage):
+            other = stage.database.new_id()
+            await runtimes.take_over(stage.database, stage.board.runtime_id, other)
+            await trio.sleep(20)  # Without a nudge: the poll brings it, and a heartbeat comes.
+            assert (await stage.row()).node_id == stage.cast.node_id
+            assert await stage.status() == "online"
+
+    perform(play)
+
+
 def test_a_machine_that_another_node_has_taken_for_silent_is_online_at_its_next_heartbeat(
     perform: Perform,
 ) -> None:

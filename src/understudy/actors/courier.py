@@ -92,14 +92,14 @@ class Courier:
             self._cast.ended(event.task_id, UUID(event.payload["runtime_id"]))
 
     def _note_machines(self, event: Event) -> None:
-        """One that another node has taken off, or has registered, is no longer ours: if it is heard
+        """One that another node has taken off, registered or heard is no longer ours: if it is heard
         here it is taken over again."""
         action = event.payload["action"]
         runtime_ids = [UUID(each) for each in event.payload.get("runtime_ids", ())]
         if action in {"deleted", "retired"}:
             for runtime_id in runtime_ids:
                 self._cast.forget(runtime_id)
-        elif action == "stale_sweep":
+        elif action in {"stale_sweep", "heard_elsewhere"}:
             for runtime_id in runtime_ids:
                 self._cast.disown(runtime_id)
         elif action == "register":

@@ -166,11 +166,12 @@ async def take_over(database: Database, runtime_id: UUID, node_id: UUID) -> Runt
     """This node has heard the runtime: it attends and judges it from now on (R4.3).
 
     None if there is none. One that was taken for silent is online again, unless it has a problem.
+    A node that attended it hears of that: it may have been a late sign, and the machine be there.
     """
     async with database.pool.transaction() as connection:
         was = await connection.fetchrow(
-            "select status, problem from understudy.runtimes where id = $1 and retired_at is null"
-            " for no key update",
+            "select status, problem, node_id from understudy.runtimes"
+            " where id = $1 and retired_at is null for no key update",
             runtime_id,
         )
         if was is None:
@@ -187,10 +188,11 @@ async def take_over(database: Database, runtime_id: UUID, node_id: UUID) -> Runt
             comes_back,
         )
         assert row is not None
-        if comes_back:
+        if comes_back or was["node_id"] not in {None, node_id}:
+            action = "heard_again" if comes_back else "heard_elsewhere"
             await record(
                 connection, row["workspace_id"], "daemon:register",
-                {"action": "heard_again", "runtime_ids": [str(runtime_id)]},
+                {"action": action, "runtime_ids": [str(runtime_id)]},
             )  # fmt: skip
         return read(row, Runtime)
 
