@@ -158,6 +158,18 @@ async def test_a_runtime_that_cannot_run_it_gets_nothing(story: Story, why: str)
     assert await story.claim(runtime_id=place) == []
 
 
+async def test_a_runtime_gets_nothing_that_is_bound_to_another_though_it_gets_the_rest(
+    story: Story,
+) -> None:
+    """R3.1"""
+    bound = await story.board.agent("Bound", runtime_id=story.board.runtime_id)
+    other = await story.board.runtime("other-daemon")
+    await story.assigned("Bound", bound)
+    free = await story.assigned("Free")
+    found = await story.claim(runtime_id=other.id, slots=5)
+    assert [claim.issue_id for claim in found] == [free.id]
+
+
 async def test_an_archived_agent_runs_nothing(story: Story) -> None:
     """R3.1: nor does it while others have something to do."""
     await story.assigned()

@@ -92,8 +92,8 @@ class Courier:
             self._cast.ended(event.task_id, UUID(event.payload["runtime_id"]))
 
     def _note_machines(self, event: Event) -> None:
-        """One that another node has taken off, registered or heard is no longer ours: if it is heard
-        here it is taken over again."""
+        """One that another node has taken off, registered or heard is ours no longer: heard here, it
+        is taken over again."""
         action = event.payload["action"]
         runtime_ids = [UUID(each) for each in event.payload.get("runtime_ids", ())]
         if action in {"deleted", "retired"}:

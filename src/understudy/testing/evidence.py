@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
@@ -115,6 +116,12 @@ class Evidence:
     def silent_s(self, machine: str, at: float) -> float:
         """For how long no node had heard a machine."""
         return at - last_of(self.machines.heard.get(machine, []), at)
+
+    def silence_s(self, machine: str, begins: float, ends: float) -> float:
+        """The longest one in this time."""
+        heard = self.machines.heard.get(machine, [])
+        times = [last_of(heard, begins), *(at for at in heard if begins < at <= ends), ends]
+        return max(after - before for before, after in pairwise(times))
 
     def heirs(self, task_id: UUID) -> Iterator[Record]:
         """The further attempts, one behind the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import combinations
@@ -83,9 +84,12 @@ def _not_stopped(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
     if row["error"] is None:
         yield f"{row['id']} is cancelled, and {run.machine} still works on it"
         return
-    waited_s = at - seconds(row["cancel_requested_at"])
-    if evidence.silent_s(run.machine, at) < SILENCE_S and waited_s < UNCONFIRMED_S:
+    asked_at = seconds(row["cancel_requested_at"])
+    was_there = evidence.silence_s(run.machine, asked_at, at) < SILENCE_S
+    if was_there and at - asked_at < UNCONFIRMED_S:
         yield f"{row['id']} is cancelled, unconfirmed: {run.machine} was there and had not said so"
+    elif was_there and run.loose_at == math.inf:
+        yield f"{row['id']} is cancelled, unconfirmed: {run.machine} was there and never told"
 
 
 def _transcript_torn(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
