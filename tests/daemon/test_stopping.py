@@ -181,6 +181,14 @@ async def test_a_daemon_that_starts_anew_leaves_its_agents_and_the_board_alone(
         await machine.wait_status(task_id, "completed")
 
 
+async def test_a_daemon_that_starts_anew_takes_no_leave(machine: Machine) -> None:
+    """Though nothing is at work: it is back in a second."""
+    async with at_work(machine) as working:
+        working.send.send_nowait(signal.SIGUSR2)
+        assert await working.wait_ended() is Ending.RESTART
+        assert await working.runtime() == "online"
+
+
 @pytest.mark.parametrize(("is_at_work", "says"), [(True, "online"), (False, "offline")])
 async def test_a_stopped_daemon_takes_leave_unless_agents_go_on(
     machine: Machine, *, is_at_work: bool, says: str

@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import msgspec
@@ -26,7 +26,7 @@ from understudy.cli.credentials import MachineKey
 from understudy.cli.limits import limit_options
 from understudy.cli.output import json_option, show_json, show_table, when
 from understudy.cli.unit import unit
-from understudy.config import DaemonConfig
+from understudy.config import DaemonConfig, Transport
 from understudy.core.limits import Limits
 from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
 from understudy.daemon.stopping import SIGNALS, Ending
@@ -47,7 +47,10 @@ NEAR: Final = (
 @click.argument("link", required=False)
 @json_option
 def join(link: str | None, *, as_json: bool) -> None:
-    """Print the command that lets another machine run agents; there, with its LINK, do so."""
+    """Print the command that lets another machine run agents; there, with its LINK, do so.
+
+    The link holds a key. With - as LINK it is read from stdin, out of sight of `ps` (R9.5).
+    """
     if link is None:
         known = client()
         made = known.post("/api/tokens", {"kind": "daemon", "name": "join"})
@@ -59,7 +62,7 @@ def join(link: str | None, *, as_json: bool) -> None:
         if is_loopback(known.server):
             click.echo(NEAR.format(server=known.server))
         return
-    server, key = split_link(link)
+    server, key = split_link(sys.stdin.readline().strip() if link == "-" else link)
     workspace = Client(server, key).get("/api/workspaces")[0]
     machine = MachineKey(server=server, key=key, workspace_id=workspace["id"])
     credentials.save(msgspec.structs.replace(credentials.load(), machine=machine))
@@ -78,7 +81,15 @@ def daemon() -> None:
 @daemon.command()
 @run_options
 @limit_options
-def run(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
+@click.option(
+    "--transport",
+    type=click.Choice(get_args(Transport)),
+    default="auto",
+    show_default=True,
+    envvar="UNDERSTUDY_TRANSPORT",
+    help="To the server: auto is a websocket, or HTTP where none gets through.",
+)
+def run(*, tasks_max: int, orphan_s: float, limits: Limits, transport: Transport) -> None:
     """Work in the foreground, as `up` and service managers start it."""
     import trio
 
@@ -91,7 +102,7 @@ def run(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
     machine = _machine()
     config = DaemonConfig(
         path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s,
-        limits=limits,
+        limits=limits, transport=transport,
     )  # fmt: skip
     secrets = log_to_file(path() / LOG)
     endings: list[Ending] = []
