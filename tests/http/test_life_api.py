@@ -378,7 +378,7 @@ async def test_an_operator_sweeps_at_once_and_sees_what_sweeps_did(node: Node) -
     swept = ok(await node.person.post("/api/sweeps/expire"))
     assert (swept["name"], swept["last_rows"]) == ("expire", 0)
     found = ok(await node.person.get("/api/sweeps"))
-    names = "offline lose time_out expire promote retire prune".split()
+    names = ["offline", "lose", "time_out", "expire", "promote", "retire", "prune"]
     assert [each["name"] for each in found] == names
     answer = await node.person.post("/api/sweeps/chimney")
     assert (answer.status_code, answer.json()["error"]) == (404, "sweep chimney not found")
