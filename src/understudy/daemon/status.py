@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from understudy.core.struct import Struct
+from understudy.daemon.disk import DiskUse
 from understudy.daemon.locks import is_locked
 from understudy.daemon.rundir import OUT, STATE, State, UnknownFormat, read_record
 
@@ -49,6 +50,8 @@ class DaemonStatus(Struct):
     """What it was asked to end like (`stopping.Ending`), and is about."""
     is_child: bool = False
     """Of `understudy up`, which ends it with itself."""
+    disk: DiskUse | None = None
+    """In bytes; None until it was first looked at, a minute after its start."""
 
 
 class Progress(Struct):

@@ -11,6 +11,7 @@ from understudy.config import ORPHAN_S
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
 from understudy.core.secrets import Secrets
+from understudy.daemon.disk import DiskUse
 from understudy.daemon.link import Link
 from understudy.daemon.outbox import Outbox, Report
 from understudy.daemon.probe import Found
@@ -40,6 +41,8 @@ class Workshop:
     """What the log hides (R9.5)."""
     found: dict[str, Found] = field(default_factory=dict)
     runtimes: dict[UUID, str] = field(default_factory=dict)
+    disk: DiskUse | None = None
+    """As the last collection found it."""
     changed: Callable[[], None] = lambda: None
     """Hears when there is something new to say of the runs."""
 

@@ -111,7 +111,7 @@ async def prepare(order: Order, repositories: Repositories) -> WorkDir:
 
 
 async def _prepare(order: Order, repositories: Repositories, claim: Claim, home: Path) -> WorkDir:
-    found = _read_provenance(home)
+    found = read_provenance(home)
     is_reused = False
     if found is None or not await _is_usable(home, found, repositories):
         prior = await _claim_prior(order, repositories, claim)
@@ -134,7 +134,7 @@ def _claim_own(root: Path, order: Order) -> tuple[Claim, Path]:
     for name in (order.task_id.hex[-12:], order.task_id.hex):
         home = workspace / name
         claim = claim_nowait(home)
-        found = _read_provenance(home)
+        found = read_provenance(home)
         if found is None or found.task_id == order.task_id:
             if claim is None:
                 raise WorkDirBusy(f"{home} is in use by a run of task {order.task_id}")
@@ -151,7 +151,7 @@ async def _claim_prior(order: Order, repositories: Repositories, claim: Claim) -
     if home is None or held is None:
         return None
     with held:
-        found = _read_provenance(home)
+        found = read_provenance(home)
         if not _is_kin(order, found) or not await _is_usable(home, found, repositories):
             return None
         claim.absorb(held)
@@ -187,7 +187,7 @@ async def _is_usable(home: Path, found: Provenance | None, repositories: Reposit
 
 async def _take_over(order: Order, repositories: Repositories, home: Path) -> Provenance:
     """As the earlier run left it, commits, edits and all (R8.6)."""
-    earlier = _read_provenance(home)
+    earlier = read_provenance(home)
     assert earlier is not None, "claimed as ours a moment ago"
     if earlier.task_id == order.task_id:
         return earlier
@@ -243,7 +243,7 @@ def _write_provenance(
     return provenance
 
 
-def _read_provenance(home: Path) -> Provenance | None:
+def read_provenance(home: Path) -> Provenance | None:
     """None where there is none that we can read: then the directory is not ours to use."""
     try:
         found = msgspec.json.decode((home / PROVENANCE).read_bytes(), type=Provenance)
