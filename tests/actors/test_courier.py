@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import UUID
 
 import pytest
 import trio
@@ -175,11 +176,14 @@ class Forgetful(deque[Event]):
 
 
 async def registers_elsewhere(stage: Stage) -> Runtime:
-    board, other = stage.board, stage.database.new_id()
-    machine = runtimes.Machine(board.workspace_id, "first-daemon", "laptop", None, other)
+    return await registers(stage, "first-daemon", stage.database.new_id())
+
+
+async def registers(stage: Stage, daemon_id: str, node_id: UUID) -> Runtime:
+    machine = runtimes.Machine(stage.board.workspace_id, daemon_id, "laptop", None, node_id)
     offer = runtimes.Offer(PROVIDER, "scripted (laptop)", "laptop", "1", "online", None)
-    row = (await runtimes.register(stage.database, machine, [offer])).runtimes[0]
-    assert row.node_id == other
+    (row,) = (await runtimes.register(stage.database, machine, [offer])).runtimes
+    assert row.node_id == node_id
     return row
 
 
@@ -210,6 +214,25 @@ def test_a_late_sign_of_life_at_another_node_takes_the_machine_away_for_one_hear
             await trio.sleep(20)  # Without a nudge: the poll brings it, and a heartbeat comes.
             assert (await stage.row()).node_id == stage.cast.node_id
             assert await stage.status() == "online"
+
+    perform(play)
+
+
+def test_a_machine_whose_registration_was_not_answered_is_known_and_judged(
+    perform: Perform,
+) -> None:
+    """R4.1, R4.11: it is online for all, and the others' promises count with it."""
+
+    async def play(stage: Stage) -> None:
+        async with carrying(stage):
+            assert stage.cast.trust_s(stage.board.runtime_id) > 90
+            place = await registers(stage, "newcomer", stage.cast.node_id)
+            await trio.sleep(POLL_S + 1)
+            assert stage.cast.trust_s(stage.board.runtime_id) == 90
+            await trio.sleep(46)
+            row = await runtimes.find(stage.database, place.id)
+            assert row is not None
+            assert row.status == "offline"
 
     perform(play)
 

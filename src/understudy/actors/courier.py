@@ -7,17 +7,22 @@ is hints: who misses one finds out by a poll, a heartbeat or a sweep.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final, final
 from uuid import UUID
 
+import msgspec
 import trio
 
 from understudy.actors.cast import Cast
+from understudy.actors.mailbox import ActorGone
 from understudy.actors.sweepers import Sweepers
-from understudy.core.records import Event
-from understudy.store import nodes
+from understudy.core.records import Event, Runtime
+from understudy.store import nodes, runtimes
 from understudy.store.errors import DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
 
 CLAIMABLE: Final = {"task:queued", "task:completed", "task:failed", "task:cancelled"}
 """After these something can be claimed: a task, or a slot of its agent (R3.10)."""
@@ -41,10 +46,13 @@ class Courier:
             up_to = await tail.mark.wait_above(after)
             events = tail.since(after)
             after = up_to
-            if events is None:
-                await self._catch_up()
-            else:
-                self._deliver(events)
+            try:
+                if events is not None:
+                    await self._deliver(events)
+                    continue
+            except (DatabaseUnavailable, ActorGone):
+                logger.warning("some news did not get through: the database is away")
+            await self._catch_up()
 
     async def _catch_up(self) -> None:
         """What came while nobody carried it, or too much to be carried."""
@@ -52,14 +60,21 @@ class Courier:
         while True:
             try:
                 stops = await nodes.stops_due(self._cast.database, self._cast.node_id)
-            except DatabaseUnavailable:
+                await self._attend(await runtimes.of_node(self._cast.database, self._cast.node_id))
+            except (DatabaseUnavailable, ActorGone):
                 await trio.sleep(DATABASE_RETRY_S)
                 continue
             for task_id, runtime_id in stops:
                 self._cast.cancel_requested(task_id, runtime_id)
             return
 
-    def _deliver(self, events: Iterable[Event]) -> None:
+    async def _attend(self, rows: Iterable[Runtime]) -> None:
+        """What is registered here is judged here, though its registration was not answered."""
+        for row in rows:
+            if self._cast.workspace_of(row.id) is None:
+                await self._cast.attend(row)
+
+    async def _deliver(self, events: Iterable[Event]) -> None:
         places = set[tuple[UUID, str]]()
         for event in events:
             if event.kind in CLAIMABLE:
@@ -74,7 +89,7 @@ class Courier:
             elif event.kind == "task:deferred":
                 self._sweepers.soon("promote")
             elif event.kind == "daemon:register":
-                self._note_machines(event)
+                await self._note_machines(event)
         for workspace_id, provider in places:
             self._cast.wake(workspace_id, provider)
 
@@ -91,9 +106,9 @@ class Courier:
         if event.task_id is not None and event.payload["runtime_id"] is not None:
             self._cast.ended(event.task_id, UUID(event.payload["runtime_id"]))
 
-    def _note_machines(self, event: Event) -> None:
-        """One that another node has taken off, registered or heard is ours no longer: heard here, it
-        is taken over again."""
+    async def _note_machines(self, event: Event) -> None:
+        """One that another node has taken off, registered or heard is ours no longer: once heard
+        here it is taken over again."""
         action = event.payload["action"]
         runtime_ids = [UUID(each) for each in event.payload.get("runtime_ids", ())]
         if action in {"deleted", "retired"}:
@@ -103,8 +118,10 @@ class Courier:
             for runtime_id in runtime_ids:
                 self._cast.disown(runtime_id)
         elif action == "register":
-            for row in event.payload["runtimes"]:
-                if row.get("node_id") != str(self._cast.node_id):
-                    self._cast.disown(UUID(row["id"]))
+            rows = msgspec.convert(event.payload["runtimes"], list[Runtime])
+            for row in rows:
+                if row.node_id != self._cast.node_id:
+                    self._cast.disown(row.id)
+            await self._attend(row for row in rows if row.node_id == self._cast.node_id)
         if action in {"stale_sweep", "deregister"}:
             self._sweepers.soon("lose")  # With a grace of 0 it is lost at once (R4.2).

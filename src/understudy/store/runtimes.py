@@ -252,6 +252,18 @@ async def find(database: Database, runtime_id: UUID) -> Runtime | None:
     return None if row is None else read(row, Runtime)
 
 
+async def of_node(database: Database, node_id: UUID) -> list[Runtime]:
+    """The online ones that a node attends."""
+    return read_all(
+        await database.pool.fetch(
+            "select * from understudy.runtimes where status = 'online' and node_id = $1"
+            " order by id",
+            node_id,
+        ),
+        Runtime,
+    )
+
+
 async def of_workspace(
     database: Database, workspace_id: UUID, *, and_these: Sequence[UUID] = ()
 ) -> list[Runtime]:
