@@ -36,6 +36,7 @@ from understudy.daemon.session import LinkLost
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
 from understudy.daemon.stopping import SIGNALS, Ending, Stopping
+from understudy.daemon.tidying import tidy_forever
 from understudy.daemon.trust import Trust
 from understudy.daemon.workshop import Workshop
 from understudy.parent import has_parent
@@ -85,6 +86,8 @@ async def run_daemon(
             # After the probe: what is found again may have to be started, with what is here.
             await children.start(daemon.keep_runs, tree)
             await children.start(supervise, tree.child("link"), daemon.keep_link, RestartPolicy())
+            tidy = partial(tidy_forever, config.path, shop)
+            await children.start(supervise, tree.child("tidying"), tidy, RestartPolicy())
             try:
                 return await daemon.wait_end(signals)
             finally:
@@ -280,11 +283,8 @@ class Daemon:
 
     def _tasks(self) -> list[ClaimedTask]:
         """What is prepared, runs, or was found again: each once, under its newest claim."""
-        found = {order.task.id: order.task for order in self._orders()}
+        found = {order.task.id: order.task for order in record.read_orders(self._shop.runs)}
         return list((found | self._pushed).values())
-
-    def _orders(self) -> list[record.RunOrder]:
-        return record.read_orders(self._shop.runs)
 
     def take(self, tasks: list[ClaimedTask]) -> None:
         """Pushed under our credit. What we have already is under a newer claim now (R3.5)."""
@@ -349,7 +349,7 @@ class Daemon:
             logger.warning("no status was written: %s", error)
 
     def _status(self) -> DaemonStatus:
-        specs = {order.task.id: order.spec for order in self._orders()}
+        specs = {order.task.id: order.spec for order in record.read_orders(self._shop.runs)}
         runs = [
             RunStatus(
                 task_id=task.id,
@@ -377,6 +377,7 @@ class Daemon:
             trouble=self._shop.link.trouble,
             ending=self._stopping.ending,
             is_child=has_parent(),
+            disk=self._shop.disk,
         )
 
 
