@@ -822,7 +822,14 @@ begin
       set status = 'queued', move = 'requeue', claim_token = null, fence = 'none', claim_expires_at = null,
           dispatched_at = null,
           runtime_id = (select a.runtime_id from understudy.agents a where a.id = t.agent_id)
-      from expired where t.id = expired.id returning t.agent_id
+      from expired where t.id = expired.id returning t.id, t.issue_id, t.agent_id
+  ), said_meanwhile as materialized (   -- It is told when it is claimed again (R10.2).
+    select l.comment_id, l.agent_id, r.id as answering
+    from returned r join understudy.calls l on l.issue_id = r.issue_id and l.agent_id = r.agent_id
+    where l.task_id is null for update of l skip locked
+  ), joined as (
+    update understudy.calls l set task_id = m.answering from said_meanwhile m
+      where l.comment_id = m.comment_id and l.agent_id = m.agent_id
   ) select array_agg(agent_id) into given_back from returned;
   if place.problem is null and coalesce(place.quota_resets_at, '-infinity') <= understudy.now() then
     with room as materialized (

@@ -139,6 +139,20 @@ async def test_what_is_said_during_a_run_goes_to_its_retry(story: Story) -> None
     assert (await story.claimed()).trigger_comment_content == "Ada: @Nia one\n\nAda: @Nia two"
 
 
+async def test_what_is_said_while_a_claim_runs_out_is_told_with_the_next_one(story: Story) -> None:
+    """R10.2, R3.8: no machine began to work on it, so there is nothing to wait for."""
+    issue = await story.assigned()
+    await story.claimed()
+    await story.later(1)
+    meanwhile = await story.says(issue, "@Nia two")
+    assert await story.answers(meanwhile) == [None]
+    await story.later(60)
+    claim = await story.claimed()
+    assert claim.trigger_comment_content == "Ada: @Nia two"
+    assert await story.answers(meanwhile) == [claim.id]
+    assert await number_of_tasks(story, issue) == 1
+
+
 async def test_who_cancels_a_task_drops_what_it_was_to_answer(story: Story) -> None:
     """R10.2, R7.1"""
     issue = await story.board.issue("Nobody's")
