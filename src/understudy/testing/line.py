@@ -51,17 +51,27 @@ class Cable(Protocol):
     def auditor(self) -> Auditor: ...
 
 
+class Outlet(Protocol):
+    """The node's way to the database: who has lost it hears in vain."""
+
+    @property
+    def is_cut(self) -> bool: ...
+
+
 @final
 class Line:
     """`node` is where requests are carried out: they outlive the daemon that sent them."""
 
-    def __init__(self, cable: Cable, desk: Desk, machine: Machine, *, node: trio.Nursery) -> None:
+    def __init__(
+        self, cable: Cable, desk: Desk, machine: Machine, *, node: trio.Nursery, outlet: Outlet
+    ) -> None:
         self.link = Link()
         self.closed = trio.Event()
         self._cable = cable
         self._desk = desk
         self._machine = machine
         self._node = node
+        self._outlet = outlet
         self._chance = cable.chance
 
     @property
@@ -101,7 +111,8 @@ class Line:
         try:
             done = await self._desk.answer(self._machine, name, subject, raw)
             answer: object = msgspec.json.encode(done)
-            if name in {"register", "heartbeats"} and not self.closed.is_set():
+            is_judge = not self.closed.is_set() and not self._outlet.is_cut
+            if name in {"register", "heartbeats"} and is_judge:
                 self._cable.auditor.heard(self.name, came_at)
         except Refused as refused:
             answer = refused.refusal

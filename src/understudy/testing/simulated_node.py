@@ -38,18 +38,6 @@ REBIRTH_S: Final = (0.0, 1.0, 10.0, 60.0, 120.0)
 AWAY_S: Final = (5.0, 40.0, 80.0, 160.0)
 
 
-@dataclass(frozen=True)
-class Node:
-    """One life of it."""
-
-    database: Database
-    cast: Cast
-    desk: Desk
-    tail: Tail
-    news: Ref[broadcast.Message]
-    nursery: trio.Nursery
-
-
 @final
 @dataclass
 class Outlet:
@@ -72,6 +60,25 @@ class Outlet:
         if chance.strikes(f"{site}/slow", 0.015):
             return Fault("slow", chance.pick(site, (0.1, 1.0, 5.0, 50.0)))
         return None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One life of it."""
+
+    database: Database
+    cast: Cast
+    desk: Desk
+    tail: Tail
+    news: Ref[broadcast.Message]
+    nursery: trio.Nursery
+    lease: NodeLease
+    outlet: Outlet
+
+    def hear(self) -> None:
+        """Another node has written something, or has just come."""
+        broadcast.nudged(self.news)
+        self.lease.meet()
 
 
 @final
@@ -108,7 +115,7 @@ class SimulatedNode:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lose_database, outlet)
                 nursery.start_soon(_pull_out, outlet, scope.deadline, is_killed)
-                self.life = await self._start(nursery, Database(pool, self.dice))
+                self.life = await self._start(nursery, Database(pool, self.dice), outlet)
                 await trio.sleep_forever()
         finally:
             self.life = None
@@ -119,7 +126,7 @@ class SimulatedNode:
             with trio.CancelScope(shield=True):
                 await pool.aclose()
 
-    async def _start(self, nursery: trio.Nursery, database: Database) -> Node:
+    async def _start(self, nursery: trio.Nursery, database: Database, outlet: Outlet) -> Node:
         """As `server.py` does, but for what speaks to a network."""
         tree, tail, node_id = Branch("server"), Tail(), database.new_id()
         news = await spawn(
@@ -131,7 +138,7 @@ class SimulatedNode:
         )
         cast = Cast(database, node_id=node_id, leases=self.leases, tail=tail, news=news)
         config = ServerConfig(home=Home(Path("/")), leases=self.leases)
-        lease = NodeLease(database, config, node_id, partial(setattr, cast, "has_peers"))
+        lease = NodeLease(database, config, node_id, partial(self._meet, cast))
         cast.leased_until = lease.ends_at
         sweeps = all_sweeps(database, node_id, self.leases, lease.may_judge)
         sweepers = Sweepers(sweeps, partial(cast.committed, None))
@@ -140,7 +147,13 @@ class SimulatedNode:
         await nursery.start(cast.run, tree)
         await nursery.start(sweepers.run, tree.child("sweepers"))
         await nursery.start(supervise, tree.child("courier"), courier.run, RestartPolicy())
-        return Node(database, cast, Desk(cast), tail, news, nursery)
+        return Node(database, cast, Desk(cast), tail, news, nursery, lease, outlet)
+
+    def _meet(self, cast: Cast, has_peers: bool) -> None:  # noqa: FBT001  # As told.
+        is_first = has_peers and not cast.has_peers
+        cast.has_peers = has_peers
+        if is_first:
+            self.announce(self)
 
     async def _lose_database(self, outlet: Outlet) -> None:
         while True:

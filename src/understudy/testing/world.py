@@ -168,7 +168,7 @@ class World:
         """One notification; where it is lost, the others find out by their poll."""
         for node in self.nodes:
             if node is not by and node.life and self.chance.pick("nudge", (True, False)):
-                broadcast.nudged(node.life.news)
+                node.life.hear()
 
     # Machines
 
@@ -187,7 +187,7 @@ class World:
         if (node := place.life) is None or not machine.is_reachable:
             raise LineLost("nobody is there")
         me = Machine(self.board.workspace_id, fence="full")
-        line = Line(machine, node.desk, me, node=node.nursery)
+        line = Line(machine, node.desk, me, node=node.nursery, outlet=node.outlet)
         place.lines.append(line)
         return line
 
