@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
@@ -14,6 +14,8 @@ from understudy.core.limits import Limits
 PORT: Final = 7717
 ORPHAN_S: Final = 1800.0
 ROOTS: Final = Path("/var/lib/understudy")
+Transport = Literal["auto", "websocket", "http"]
+"""Of a daemon, to its server. `auto`: a websocket, or HTTP where none gets through."""
 
 
 @dataclass(frozen=True)
@@ -79,4 +81,5 @@ class DaemonConfig:
     """For how long an agent goes on when its daemon does not come back (R8.2)."""
     leases: Leases = field(default_factory=Leases)
     limits: Limits = field(default_factory=Limits)
+    transport: Transport = "auto"
     search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath))

@@ -37,9 +37,10 @@ from understudy.daemon import run as run_module
 from understudy.daemon.backends.backend import Exit, Failed, RunSpec
 from understudy.daemon.claims import claim_nowait
 from understudy.daemon.kept import Kept
-from understudy.daemon.link import Link, LinkRefused
+from understudy.daemon.link import Link
 from understudy.daemon.orders import work_order
 from understudy.daemon.outbox import Outbox, Report
+from understudy.daemon.outcomes import LinkRefused
 from understudy.daemon.probe import Found
 from understudy.daemon.record import ORDER, RunOrder, read_order
 from understudy.daemon.run import Again, Message, RunActor, Stop

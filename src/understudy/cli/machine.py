@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import msgspec
@@ -27,7 +27,7 @@ from understudy.cli.gc import in_words
 from understudy.cli.limits import limit_options
 from understudy.cli.output import json_option, show_json, show_table, when
 from understudy.cli.unit import unit
-from understudy.config import DaemonConfig
+from understudy.config import DaemonConfig, Transport
 from understudy.core.limits import Limits
 from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
 from understudy.daemon.stopping import SIGNALS, Ending
@@ -82,7 +82,15 @@ def daemon() -> None:
 @daemon.command()
 @run_options
 @limit_options
-def run(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
+@click.option(
+    "--transport",
+    type=click.Choice(get_args(Transport)),
+    default="auto",
+    show_default=True,
+    envvar="UNDERSTUDY_TRANSPORT",
+    help="To the server: auto is a websocket, or HTTP where none gets through.",
+)
+def run(*, tasks_max: int, orphan_s: float, limits: Limits, transport: Transport) -> None:
     """Work in the foreground, as `up` and service managers start it."""
     import trio
 
@@ -95,7 +103,7 @@ def run(*, tasks_max: int, orphan_s: float, limits: Limits) -> None:
     machine = _machine()
     config = DaemonConfig(
         path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s,
-        limits=limits,
+        limits=limits, transport=transport,
     )  # fmt: skip
     secrets = log_to_file(path() / LOG)
     endings: list[Ending] = []

@@ -48,7 +48,11 @@ TasksMax=infinity
 [Install]
 WantedBy=default.target
 """
-PASSED_ON: Final = ("UNDERSTUDY_HOME", "PATH", "SSL_CERT_FILE")
+PROXIES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+PASSED_ON: Final = (
+    "UNDERSTUDY_HOME", "UNDERSTUDY_TRANSPORT", "PATH", "SSL_CERT_FILE",
+    *PROXIES, *(name.lower() for name in PROXIES),
+)  # fmt: skip
 
 
 @click.command()

@@ -14,9 +14,9 @@ import trio
 
 from understudy.core.records import Message, Usage
 from understudy.daemon import reports
-from understudy.daemon.link import Link, LinkRefused
+from understudy.daemon.link import Link
 from understudy.daemon.outbox import Report
-from understudy.daemon.session import LinkLost
+from understudy.daemon.outcomes import LinkLost, LinkRefused
 from understudy.wire import daemon as wire
 
 logger = logging.getLogger(__name__)

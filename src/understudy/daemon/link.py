@@ -1,59 +1,45 @@
-"""The daemon's connection to the server: one websocket, opened again whenever it breaks (R11.2).
+"""The daemon's connection to the server, opened again whenever it breaks (R11.2).
 
-A call ends in one of three ways, and a caller must know which: answered, refused, or unknown
-because the connection broke after it was sent. `deliver` turns the last into the first two by
-asking again: every call it is used for may be sent twice.
+One websocket, or HTTP where none gets through. What is not answered was refused, was not sent, or
+is unknown (`outcomes.py`). `deliver` asks until there is an answer or a refusal: every call it is
+used for may be sent twice.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from itertools import count
 from random import Random
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 from uuid import UUID
 
+import msgspec
 import trio
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
     HandshakeError,
     WebSocketConnection,
-    open_websocket_url,
 )
 
-from understudy.config import DaemonConfig
+from understudy.config import DaemonConfig, Transport
 from understudy.core.struct import Struct
 from understudy.daemon import trust
-from understudy.daemon.session import LinkLost, Session
-from understudy.wire.daemon import (
-    CLAIM_LEASE,
-    FENCED_REPORTS,
-    ClaimedTask,
-    Heartbeats,
-    HeartbeatsHeard,
-)
+from understudy.daemon.outcomes import LinkLost, LinkRefused, NotSent, Unknown
+from understudy.daemon.polling import Poll
+from understudy.daemon.proxies import ProxyTrouble, proxy_for
+from understudy.daemon.session import FramedSession, Host, Session, headers, wait_frames_pass
+from understudy.daemon.upgrade import UpgradeFailed, open_socket
+from understudy.daemon.ways import WEBSOCKET_AGAIN_S, Ways
+from understudy.wire.daemon import Heartbeats, HeartbeatsHeard
 from understudy.wire.errors import Refusal, RemoteProtocolError
-from understudy.wire.frames import (
-    Answers,
-    BeatHeard,
-    Bye,
-    Cancel,
-    Pinged,
-    RuntimesGone,
-    TaskAvailable,
-    TasksPushed,
-    decode_from_server,
-)
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S: Final = 15.0
-DISCONNECT_S: Final = 2.0
-"""For the server's half of the goodbye; on a half-open connection it never comes."""
 ANSWER_S: Final = 30.0
 """For a registration or a heartbeat: what leaves it unanswered for so long is half-open."""
 DELIVER_S: Final = 120.0
@@ -64,63 +50,30 @@ RETRY_S: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
 """After a refusal that may pass (R6.3); the last one repeats."""
 PASSING: Final = frozenset({401, 403, 408, 429})
 """Beside 5xx. A key that is refused ends the daemon, by its link; no run fails for it."""
-MESSAGE_MAX: Final = 32 * 1024 * 1024
-
-
-class LinkRefused(Exception):
-    """The server has said no, for good."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.error)
-        self.refusal = refusal
 
 
 class Shutout(Exception):
     """The server does not accept this daemon's key; a person has to act."""
 
 
-class Host(Protocol):
-    """The daemon, as its link sees it."""
-
-    async def connected(self) -> list[UUID]:
-        """Register over the fresh connection; the runtimes that take tasks over it."""
-        ...
-
-    def take(self, tasks: list[ClaimedTask]) -> None: ...
-
-    def stop(self, task_ids: Sequence[UUID]) -> None:
-        """Somebody wants these runs stopped (R7.1); those it does not have are none of its own."""
-        ...
-
-    def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
-        """By runtime, from when it was asked by `trust.now`: its work stays its own (R4.11)."""
-        ...
-
-    def free_slots(self) -> int: ...
-
-    def link_changed(self) -> None:
-        """It is up, or it is gone."""
-        ...
-
-
 BROKEN: Final = (
-    OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed,
-    RemoteProtocolError, LinkLost, LinkRefused,
+    OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed, UpgradeFailed,
+    ProxyTrouble, RemoteProtocolError, LinkLost, LinkRefused,
 )  # fmt: skip
 Dial = Callable[[], AbstractAsyncContextManager[WebSocketConnection]]
 
 
 def dial(config: DaemonConfig) -> Dial:
     """How to reach the server of `config`."""
-    url = config.server.rstrip("/").replace("http", "ws", 1) + "/api/daemon/ws"
-    headers = [
-        ("Authorization", f"Bearer {config.token}"),
-        ("X-Client-Capabilities", f"{CLAIM_LEASE}, {FENCED_REPORTS}"),
-    ]
-    return lambda: open_websocket_url(
-        url, extra_headers=[(n.encode(), v.encode()) for n, v in headers],
-        max_message_size=MESSAGE_MAX, connect_timeout=CONNECT_S, disconnect_timeout=DISCONNECT_S,
-    )  # fmt: skip
+    url = config.server.rstrip("/") + "/api/daemon/ws"
+
+    @asynccontextmanager
+    async def open_one() -> AsyncIterator[WebSocketConnection]:
+        proxy = proxy_for(url, os.environ)
+        async with open_socket(url, proxy, headers(config.token)) as socket:
+            yield socket
+
+    return open_one
 
 
 def pause_s(failures: int, jitter: float) -> float:
@@ -131,8 +84,20 @@ def pause_s(failures: int, jitter: float) -> float:
 
 @final
 class Link:
-    def __init__(self, dial: Dial, *, heartbeat_s: float, dice: Random) -> None:
+    """`poll`: how to go on over HTTP where no websocket gets through."""
+
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        heartbeat_s: float,
+        dice: Random,
+        poll: Poll | None = None,
+        transport: Transport = "auto",
+    ) -> None:
         self._dial = dial
+        self._poll = poll
+        self._ways = Ways(transport if poll else "websocket")
         self._heartbeat_s = heartbeat_s
         self._dice = dice
         self._session: Session | None = None
@@ -160,26 +125,72 @@ class Link:
                 await self._connect_once(host)
             except BROKEN as error:
                 _raise_shutout(error)
-                self.trouble = _in_words(error)
-                logger.warning("no link: %s", self.trouble)
-                host.link_changed()
+                self._note_trouble(error, host)
+            else:
+                logger.info("a websocket gets through again")
+                self._ways.websocket_works()
+                continue
             lasted_s = trio.current_time() - self._linked_at
             failures = 0 if lasted_s > RECONNECT_S_MAX else failures + 1
             await trio.sleep(pause_s(failures, self._dice.random()))
 
+    def _note_trouble(self, error: Exception, host: Host) -> None:
+        was_over_http = self._ways.is_over_http
+        self._ways.broke(error, was_linked=self._linked_at < math.inf)
+        self.trouble = _in_words(error)
+        logger.warning("no link: %s", self.trouble)
+        if self._ways.is_over_http and not was_over_http:
+            logger.warning("no websocket gets through; the next try is over HTTP")
+        host.link_changed()
+
     async def _connect_once(self, host: Host) -> None:
+        """Until it breaks; returns when a websocket gets through where HTTP had to do."""
+        broken: Exception | None = None
         try:
-            async with self._dial() as socket:
-                await self._converse(Session(socket), host)
+            if self._ways.is_over_http:
+                await self._work_over_http(host)
+            else:
+                await self._work_over_websocket(host)
         except* BROKEN as group:
-            raise _first(group) from None
+            broken = _as_the_server_said(_first(group))
+        if broken is not None:  # Raised in there it would share a group with a cancellation.
+            raise broken
+
+    async def _work_over_websocket(self, host: Host) -> None:
+        self._unwanted = trio.Event()
+        async with self._dial() as socket, trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_unwanted)
+            await self._converse(FramedSession(socket), host)
+
+    async def _work_over_http(self, host: Host) -> None:
+        assert self._poll is not None
+        async with self._poll() as session, trio.open_nursery() as nursery:
+            nursery.start_soon(self._converse, session, host)
+            if self._ways.may_return:
+                await self._wait_websocket()
+                async with session.claiming:
+                    nursery.cancel_scope.cancel()
+
+    async def _wait_websocket(self) -> None:
+        for tries in count():
+            await trio.sleep(WEBSOCKET_AGAIN_S[min(tries, len(WEBSOCKET_AGAIN_S) - 1)])
+            if await self._does_websocket_work():
+                return
+
+    async def _does_websocket_work(self) -> bool:
+        does_work = False
+        with trio.move_on_after(ANSWER_S):
+            try:
+                async with self._dial() as socket:
+                    await wait_frames_pass(socket)
+                    does_work = True
+            except* BROKEN as group:
+                logger.info("still no websocket: %s", _in_words(_first(group)))
+        return does_work
 
     async def _converse(self, session: Session, host: Host) -> None:
-        self._unwanted = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._wait_unwanted)
-            nursery.start_soon(session.send_frames)
-            nursery.start_soon(self._receive, session, host)
+            nursery.start_soon(session.carry, host, self._forgotten)
             self._set_session(session)
             try:
                 await self._register(session, host)
@@ -213,6 +224,10 @@ class Link:
             await self._register(session, host)
             registered_at = trio.current_time()
 
+    def _forgotten(self) -> None:
+        logger.warning("the server knows runtimes of ours no longer")
+        self.register_again()
+
     def register_again(self) -> None:
         """What this machine offers has changed, or the server forgot it (R4.7)."""
         self._stale.set()
@@ -238,31 +253,7 @@ class Link:
             for ping in heard.pending_pings:
                 session.pong(ping)
             if heard.gone:
-                logger.warning("the server does not know %s of our runtimes", len(heard.gone))
-                self.register_again()
-
-    async def _receive(self, session: Session, host: Host) -> None:
-        while True:
-            frame = decode_from_server(await session.socket.get_message())
-            match frame:
-                case Answers(payload=answers):
-                    for answer in answers:
-                        session.settle(answer)
-                case TasksPushed(payload=tasks):
-                    session.taken += len(tasks)
-                    host.take(tasks)
-                    self.offer(host.free_slots())
-                case Cancel(payload=runs):
-                    host.stop([each.task_id for each in runs])
-                case RuntimesGone(payload=gone):
-                    logger.warning("the server knows %s of our runtimes no longer", len(gone))
-                    self.register_again()
-                case Pinged(payload=ping):
-                    session.pong(ping)
-                case BeatHeard() | TaskAvailable():
-                    pass  # For daemons that grant no credit.
-                case Bye():
-                    raise LinkLost("the server stops")
+                self._forgotten()
 
     def offer(self, free: int) -> None:
         """Tell the server how many slots are free, should it count on fewer."""
@@ -270,9 +261,12 @@ class Link:
             self._session.offer(free)
 
     async def call(self, name: str, body: Struct, subject: UUID | None = None) -> Any:  # noqa: ANN401  # The answer of that call.
-        """One try over the connection of the moment. Raises `LinkLost` or `LinkRefused`."""
+        """One try over the connection of the moment.
+
+        Raises `NotSent`, `Unknown` or `LinkRefused`.
+        """
         if self._session is None:
-            raise LinkLost("not connected")
+            raise NotSent("not connected")
         answer = await self._session.call(name, body, subject)
         if isinstance(answer, Refusal):
             raise LinkRefused(answer)
@@ -285,27 +279,32 @@ class Link:
         """
         for tries in count():
             await self._wait_up()
+            session = self._session
             try:
-                with trio.move_on_after(DELIVER_S):
-                    return await self.call(name, body, subject)
-                logger.warning("%s: not answered within %s s; asking again", name, DELIVER_S)
-            except LinkLost:
-                pass
+                return await self._call_patiently(name, body, subject)
+            except NotSent as error:
+                logger.debug("%s was not sent: %s", name, error)
+            except Unknown as error:
+                logger.info("%s may have been done (%s): asking again", name, error)
             except LinkRefused as refused:
                 if not _will_pass(refused.refusal.status):
                     raise
                 logger.warning("%s: %s; asking again", name, refused)
-                with trio.move_on_after(RETRY_S[min(tries, len(RETRY_S) - 1)]):
-                    await self._wait_reconnected()
+            with trio.move_on_after(RETRY_S[min(tries, len(RETRY_S) - 1)]):
+                await self._wait_other_than(session)
         raise AssertionError("count() is endless")
+
+    async def _call_patiently(self, name: str, body: Struct, subject: UUID) -> object:
+        with trio.move_on_after(DELIVER_S):
+            return await self.call(name, body, subject)
+        raise Unknown(f"not answered within {DELIVER_S:.0f} s")
 
     async def _wait_up(self) -> None:
         while not self.is_up:
             await self._changed.wait()
 
-    async def _wait_reconnected(self) -> None:
-        before = self._session
-        while not self.is_up or self._session is before:
+    async def _wait_other_than(self, session: Session | None) -> None:
+        while not self.is_up or self._session is session:
             await self._changed.wait()
 
     def _set_session(self, session: Session | None) -> None:
@@ -337,14 +336,22 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     return error
 
 
+def _as_the_server_said(error: Exception) -> Exception:
+    """What a rejected websocket was told, if it was the server that rejected it."""
+    if not isinstance(error, ConnectionRejected):
+        return error
+    try:
+        refusal = msgspec.json.decode(error.body or b"", type=Refusal)
+    except msgspec.MsgspecError:
+        return error
+    return LinkRefused(msgspec.structs.replace(refusal, status=error.status_code))
+
+
 def _raise_shutout(error: Exception) -> None:
-    status = getattr(error, "status_code", None)
-    if isinstance(error, ConnectionRejected) and status in {401, 403}:
-        raise Shutout(
-            "the server does not accept this daemon's key: run `understudy join` again"
-        ) from None
     if isinstance(error, LinkRefused) and error.refusal.status in {401, 403}:
-        raise Shutout(f"{error.refusal.error}: run `understudy join` again") from None
+        raise Shutout(
+            f"the server does not accept this daemon's key ({error}): run `understudy join` again"
+        ) from None
 
 
 def _in_words(error: Exception) -> str:

@@ -26,13 +26,14 @@ from understudy.core.tree import Branch
 from understudy.daemon import record, run, trust
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
-from understudy.daemon.link import Dial, Link, LinkRefused, Shutout, dial
+from understudy.daemon.link import Dial, Link, Shutout, dial
 from understudy.daemon.locks import take_lock
 from understudy.daemon.outbox import Outbox, OutboxBusy
+from understudy.daemon.outcomes import LinkLost, LinkRefused
+from understudy.daemon.polling import poll
 from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
-from understudy.daemon.session import LinkLost
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
 from understudy.daemon.stopping import SIGNALS, Ending, Stopping
@@ -75,8 +76,13 @@ async def run_daemon(
     config.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(config.path), _outbox(config.path) as outbox:
         (config.path / STATUS).unlink(missing_ok=True)  # It speaks of another process.
-        heartbeat_s = config.leases.heartbeat_s
-        link = Link(dialer or dial(config), heartbeat_s=heartbeat_s, dice=SystemRandom())
+        link = Link(
+            dialer or dial(config),
+            heartbeat_s=config.leases.heartbeat_s,
+            dice=SystemRandom(),
+            poll=None if dialer else poll(config),
+            transport=config.transport,
+        )
         shop = _workshop(config, link, outbox)
         shop.secrets = secrets or shop.secrets
         daemon = Daemon(config, shop)

@@ -43,9 +43,9 @@ from understudy.daemon.kept import (
     Kept,
     spawn_keeper,
 )
-from understudy.daemon.link import LinkRefused
 from understudy.daemon.orders import Unfit, check, keeper_spec, run_order
 from understudy.daemon.outbox import Report
+from understudy.daemon.outcomes import LinkRefused
 from understudy.daemon.preparing import wait_prepared
 from understudy.daemon.record import (
     AFRESH,
