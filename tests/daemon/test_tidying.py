@@ -18,10 +18,10 @@ from understudy.core.leases import Leases
 from understudy.core.limits import Limits
 from understudy.daemon import link as link_module
 from understudy.daemon import tidying
-from understudy.daemon.link import Link, LinkRefused
+from understudy.daemon.link import Link
 from understudy.daemon.outbox import Outbox
+from understudy.daemon.outcomes import LinkLost, LinkRefused
 from understudy.daemon.repositories import Repositories
-from understudy.daemon.session import LinkLost
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import read_status
 from understudy.daemon.tidying import tidy

@@ -11,8 +11,8 @@ from uuid import UUID
 import trio
 
 from understudy.daemon.collection import Collection, Deleted
-from understudy.daemon.link import Link, LinkRefused
-from understudy.daemon.session import LinkLost
+from understudy.daemon.link import Link
+from understudy.daemon.outcomes import LinkLost, LinkRefused
 from understudy.daemon.workshop import Workshop
 from understudy.wire.daemon import GcCheck, Nothing, TaskStatus
 
