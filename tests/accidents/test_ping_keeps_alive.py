@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import trio
 from understudy.core.failures import FailureReason
 from understudy.core.limits import Limits
 from understudy.daemon.backends.backend import Notice, Session, Text, Unparsed
+from understudy.daemon.kept import Kept
 from understudy.daemon.rundir import OUT
 from understudy.daemon.times import TIMES, Times
 from understudy.daemon.watchdog import Stall, Watchdog
@@ -72,8 +74,17 @@ def test_ping_keeps_alive_across_restarts_of_the_daemon(tmp_path: Path) -> None:
     assert due == pytest.approx(1800.0, abs=60)
 
 
-async def test_ping_keeps_alive_no_run_of_a_whole_board(workplace: Workplace) -> None:
+@pytest.fixture
+async def emptied(workplace: Workplace) -> AsyncIterator[Workplace]:
+    """The retry hangs as well: its keeper outlives the daemon of the test."""
+    yield workplace
+    for run_dir in workplace.path.glob("runs/*"):
+        await Kept(run_dir).end("cancelled")
+
+
+async def test_ping_keeps_alive_no_run_of_a_whole_board(emptied: Workplace) -> None:
     """R4.10, R5.1: its agent is gone, the task says what it waited for, and a fresh one follows."""
+    workplace = emptied
     workplace.config = replace(workplace.config, limits=Limits(tool_s=1.0))
     async with workplace.open_daemon():
         task_id = await workplace.assign("command", "sh", "-c", HANGS)
@@ -87,8 +98,9 @@ async def test_ping_keeps_alive_no_run_of_a_whole_board(workplace: Workplace) ->
     assert [each["session_id"] for each in retries] == [None]
 
 
-async def test_ping_keeps_alive_no_run_that_a_new_daemon_adopts(workplace: Workplace) -> None:
+async def test_ping_keeps_alive_no_run_that_a_new_daemon_adopts(emptied: Workplace) -> None:
     """R4.10: it reads hours of output in a second, and knows that they were hours."""
+    workplace = emptied
     hour = Limits(tool_s=3600.0)
     workplace.config = replace(workplace.config, limits=hour)
     async with workplace.open_daemon():
