@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from understudy.actors.node import NodeLease
 from understudy.config import Home, ServerConfig
-from understudy.store import nodes
+from understudy.http.auth import Machine
+from understudy.http.calls import Desk
+from understudy.store import nodes, runtimes
 from understudy.store.connection import Record
+from understudy.store.errors import DatabaseUnavailable
 from understudy.testing.stage import Perform, Stage
+from understudy.wire.daemon import Heartbeats, HeartbeatsHeard
 
 CONFIG = ServerConfig(Home(Path("/nonexistent")), port=7)
 
@@ -161,5 +166,26 @@ def test_a_node_that_has_lost_the_database_promises_a_machine_nothing_behind_its
             cast.heard(runtime_id)
             assert cast.trust_s(runtime_id) == 0
             nursery.cancel_scope.cancel()
+
+    perform(play)
+
+
+def test_a_promise_is_made_once_it_is_on_record_who_keeps_it(perform: Perform) -> None:
+    """R4.11: until then another node may judge whom this one has heard."""
+
+    async def play(stage: Stage) -> None:
+        desk, me = Desk(stage.cast), Machine(stage.board.workspace_id, fence="full")
+        runtime_id = stage.board.runtime_id
+        beat = msgspec.json.encode(Heartbeats(runtime_ids=[runtime_id]))
+        stage.cast.disown(runtime_id)
+        await runtimes.take_over(stage.database, runtime_id, stage.database.new_id())
+        stage.outage.failing.add("set node_id")
+        with pytest.raises(DatabaseUnavailable):
+            await desk.answer(me, "heartbeats", None, beat)
+        stage.outage.failing.clear()
+        heard = await desk.answer(me, "heartbeats", None, beat)
+        assert isinstance(heard, HeartbeatsHeard)
+        assert list(heard.trust_s) == [runtime_id]
+        assert (await stage.row()).node_id == stage.cast.node_id
 
     perform(play)

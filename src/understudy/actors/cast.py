@@ -102,6 +102,8 @@ class Cast:
             self._presences[row.id] = Presence(
                 row.workspace_id, row.daemon_id, row.provider, trio.current_time()
             )
+        if row.node_id == self.node_id:
+            self._presences[row.id].is_ours = True
         return await self.runtimes.find(row.id)
 
     async def attach(self, runtime_id: UUID, link: Link) -> None:
@@ -150,6 +152,17 @@ class Cast:
         presence.heard_at = trio.current_time()
         self._hint(runtime_id, runtime.Heard())
         return True
+
+    async def own(self, runtime_id: UUID) -> bool:
+        """Have it on record that this node attends it: else another may judge it meanwhile.
+
+        False if it was removed. Raises `DatabaseUnavailable`.
+        """
+        presence = self._presences.get(runtime_id)
+        if presence is not None and not presence.is_ours:
+            row = await runtimes.take_over(self.database, runtime_id, self.node_id)
+            presence.is_ours = row is not None
+        return presence is not None and presence.is_ours
 
     def trust_s(self, runtime_id: UUID) -> float:
         """For how long, from now, nobody else is given what this runtime works on (R4.11).

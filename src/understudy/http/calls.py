@@ -173,7 +173,11 @@ class Desk:
     async def _heartbeats(
         self, machine: Machine, _: UUID, request: wire.Heartbeats
     ) -> wire.HeartbeatsHeard:
-        gone = [each for each in request.runtime_ids if not await self._hear(machine, each)]
+        gone = [
+            each
+            for each in request.runtime_ids
+            if not (await self._hear(machine, each) and await self._cast.own(each))
+        ]
         here = [each for each in request.runtime_ids if each not in gone]
         return wire.HeartbeatsHeard(
             gone=gone,

@@ -91,7 +91,8 @@ class Machines:
     """When it dropped a task from its disk, for whatever reason."""
     promises: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """What it was told of its trust window: when it heard so, and until when (R4.11)."""
-    reruns: list[float] = field(default_factory=list)
+    reruns: list[tuple[float, float]] = field(default_factory=list)
+    """When somebody ran something again, from the question to the answer."""
 
 
 @dataclass(frozen=True)

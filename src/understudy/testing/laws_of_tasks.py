@@ -35,6 +35,8 @@ SILENCE_S: Final = 45.0
 TAKEOVER_S: Final = 45.0
 DISPATCHED_S: Final = 300.0
 CLOSE_S: Final = 0.001
+INSTANT_S: Final = 0.5
+"""Who is heard while he is judged comes too late."""
 
 
 def broken(evidence: Evidence) -> Iterator[str]:
@@ -150,7 +152,7 @@ def _given_up_too_soon(evidence: Evidence) -> Iterator[str]:
 
 def _judged_too_soon(evidence: Evidence, row: Record, event: Happened) -> Iterator[str]:
     machine = evidence.machine_of[UUID(event.body["runtime_id"])]
-    silent_s = evidence.silent_s(machine, event.at)
+    silent_s = evidence.silent_s(machine, event.at - INSTANT_S)
     move = event.body["move"]
     if move == "lose":
         grace_s = TAKEOVER_S
@@ -190,7 +192,7 @@ def _quotas_ignored(evidence: Evidence) -> Iterator[str]:
             spent[place].append((event.at, until))
         elif event.kind == "task:dispatch":
             for since, until in spent[place]:
-                asked = any(since <= at <= event.at for at in evidence.machines.reruns)
+                asked = any(a <= event.at and since <= b for a, b in evidence.machines.reruns)
                 if event.at < until - CLOSE_S and not asked:
                     yield f"{event.body['task_id']} is claimed: no quota until {until:.1f}"
 

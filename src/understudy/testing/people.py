@@ -117,8 +117,11 @@ class People:
         wanted = RerunIssue(
             fresh=self._pick("fresh", (True, False)), after=self._pick("after", (True, False))
         )
-        self.auditor.machines.reruns.append(trio.current_time())
-        done = await issues.rerun(node.database, issue, wanted, user_id=self.user_id)
+        asked_at = trio.current_time()
+        try:
+            done = await issues.rerun(node.database, issue, wanted, user_id=self.user_id)
+        finally:
+            self.auditor.machines.reruns.append((asked_at, trio.current_time()))
         for moved in done.cancelled:
             node.cast.committed(moved)
         if done.task is not None:

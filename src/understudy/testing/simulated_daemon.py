@@ -196,6 +196,8 @@ class Incarnation:
     # Trust (R4.11)
 
     def _trust(self, sent_at: float, trust_s: dict[UUID, float]) -> None:
+        if not trust_s:
+            return
         self._machine.trusted_until = sent_at + min(trust_s.values())
         self._machine.auditor.promised(self._machine.name, self._machine.trusted_until)
         self._promised.set()
