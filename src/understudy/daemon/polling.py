@@ -106,7 +106,7 @@ class PolledSession:
     async def _claim_forever(self, host: Host) -> None:
         pause_s = CLAIM_S_MIN
         while True:
-            found = list[ClaimedTask]()
+            self._wanted, found = trio.Event(), list[ClaimedTask]()
             async with self.claiming:
                 if self._runtime_ids and (slots := min(host.free_slots(), SLOTS_MAX)) > 0:
                     found = await self._claim(slots)
@@ -115,7 +115,6 @@ class PolledSession:
             pause_s = CLAIM_S_MIN if found else min(CLAIM_S_MAX, pause_s * 1.5)
             with trio.move_on_after(pause_s):
                 await self._wanted.wait()
-            self._wanted = trio.Event()
 
     async def _claim(self, slots: int) -> list[ClaimedTask]:
         """Whether the server is there at all, the heartbeats find out."""
