@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import httpx2
 import msgspec
 import pytest
 import trio
@@ -35,6 +36,7 @@ from understudy.daemon import session as session_module
 from understudy.daemon.link import Link, pause_s
 from understudy.daemon.main import run_daemon
 from understudy.daemon.outcomes import LinkRefused, NotSent, Unknown
+from understudy.daemon.polling import PolledSession
 from understudy.daemon.session import FramedSession
 from understudy.daemon.upgrade import DISCONNECT_S, UpgradeFailed
 from understudy.testing.clock import VirtualClock
@@ -43,6 +45,7 @@ from understudy.testing.node import Node
 from understudy.testing.streams import MemoryStream
 from understudy.wire.daemon import (
     Acknowledged,
+    ClaimedMany,
     ClaimedTask,
     HeartbeatsHeard,
     HeldTask,
@@ -129,6 +132,17 @@ class Board:
         """From here on nothing arrives, in either direction, and nobody is told."""
         for pipe in self.streams[-1]._wire.pipes.values():
             pipe.lose()
+
+    @asynccontextmanager
+    async def dial(self) -> AsyncIterator[WebSocketConnection]:
+        stream = await self.network.connect("board", 80)
+        async with trio.open_nursery() as reading:
+            socket = await wrap_client_stream(reading, cast(Any, stream), "board", "/")
+            try:
+                yield socket
+            finally:
+                with trio.move_on_after(DISCONNECT_S):
+                    await socket.aclose()
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         listener = self.network.listen("board", 80)
@@ -232,19 +246,8 @@ async def board(nursery: trio.Nursery) -> Board:
 
 @pytest.fixture
 async def machine(board: Board, nursery: trio.Nursery) -> Machine:
-    @asynccontextmanager
-    async def dial() -> AsyncIterator[WebSocketConnection]:
-        stream = await board.network.connect("board", 80)
-        async with trio.open_nursery() as reading:
-            socket = await wrap_client_stream(reading, cast(Any, stream), "board", "/")
-            try:
-                yield socket
-            finally:
-                with trio.move_on_after(DISCONNECT_S):
-                    await socket.aclose()
-
     machine = Machine()
-    machine.link = Link(dial, heartbeat_s=HEARTBEAT_S, dice=Random(7))
+    machine.link = Link(board.dial, heartbeat_s=HEARTBEAT_S, dice=Random(7))
     await nursery.start(machine.link.run, machine)
     return machine
 
@@ -547,6 +550,58 @@ async def test_a_runtime_that_is_gone_again_and_again_is_registered_ever_more_sl
     assert sum(pauses[-3:]) > 2 * sum(pauses[:3])
     await board.wait_called("heartbeats", len(board.called("heartbeats")) + 3)
     assert (len(board.called("register")), len(board.sockets)) == (11, 1)
+
+
+# Over HTTP and back
+
+
+@pytest.fixture
+async def blocked(board: Board, nursery: trio.Nursery) -> Machine:
+    """A machine that no websocket lets through at first, and whose claims take 40 s."""
+    given = pushed(uuid4())
+
+    @asynccontextmanager
+    async def dial() -> AsyncIterator[WebSocketConnection]:
+        if trio.current_time() - begun_at < 10:
+            raise UpgradeFailed("rejected")
+        async with board.dial() as socket:
+            yield socket
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        call = request.url.path.rpartition("/")[2]
+        if call == "claim":
+            await trio.sleep(40.0)
+        known = {"claim": ClaimedMany(tasks=[given]), **ANSWERS}
+        body = msgspec.json.encode(known.get(call, Acknowledged()))
+        return httpx2.Response(200, content=body)
+
+    @asynccontextmanager
+    async def poll() -> AsyncIterator[PolledSession]:
+        transport = httpx2.MockTransport(answer)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://board") as http:
+            yield PolledSession(http)
+
+    begun_at, machine = trio.current_time(), Machine()
+    machine.link = Link(dial, heartbeat_s=HEARTBEAT_S, dice=Random(7), poll=poll)
+    await nursery.start(machine.link.run, machine)
+    return machine
+
+
+async def test_what_is_being_claimed_over_http_arrives_before_a_websocket_takes_over(
+    board: Board, virtual_clock: VirtualClock, blocked: Machine
+) -> None:
+    """Else it would be nobody's until its lease has run out (R3.8)."""
+    await board.wait_credit(2)
+    assert len(blocked.held) == 1
+    assert len(board.called("register")) == 1
+
+
+async def test_a_link_over_http_hears_what_the_heartbeats_say(
+    board: Board, virtual_clock: VirtualClock, blocked: Machine
+) -> None:
+    await trio.sleep(20.0)
+    assert blocked.link.is_up
+    assert (board.sockets, len(blocked.trust)) == ([], 1)
 
 
 # Told by the server

@@ -97,7 +97,7 @@ async def test_where_no_websocket_gets_through_a_run_completes_over_http(
 async def test_a_websocket_that_opens_and_carries_nothing_is_none(
     workplace: Workplace, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "ANSWER_S", 0.3)
+    monkeypatch.setattr(link, "ANSWER_S", 1.5)
     gate.websockets = "mute"
     async with daemon(workplace):
         task_id = await workplace.assign_traced()
@@ -144,13 +144,16 @@ async def test_a_daemon_comes_back_to_the_websocket_in_the_middle_of_a_run(
         assert await workplace.comments() == ["done"]
 
 
+@pytest.mark.parametrize("websockets", ["reject", "mute"])
 async def test_a_websocket_that_still_carries_nothing_does_not_disturb_the_work_over_http(
     workplace: Workplace, gate: Gate, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, websockets: Any,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(link, "WEBSOCKET_AGAIN_S", (0.05,))
+    monkeypatch.setattr(link, "ANSWER_S", 1.5)
+    gate.websockets = websockets
     async with daemon(workplace):
-        await workplace.wait(lambda: gate.upgrades >= 6)
+        await workplace.wait(lambda: gate.upgrades >= 4)
         task_id = await workplace.assign_traced()
         await workplace.wait_status(task_id, "completed")
     assert sum("no link" in message for message in caplog.messages) == 2
