@@ -158,7 +158,7 @@ class _Follower:
         try:
             changes = await describe_changes(git, path, order.base_commit)
             trouble = None
-            if isinstance(verdict, Completed) and changes.commits:
+            if isinstance(verdict, Completed):  # Its earlier attempts may have made the commits.
                 trouble = await publish(git, path, order.branch)
             if trouble:
                 logger.warning("task %s: %s", order.task.id, trouble)
