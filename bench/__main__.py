@@ -13,7 +13,7 @@ import click
 import msgspec
 import trio
 
-from bench import lifecycles, machine, past, report, round_trips, starts
+from bench import lifecycles, machine, past, report, round_trips, starts, stream
 from bench.installation import durable_server
 from understudy.store.binaries import find_binaries
 
@@ -30,6 +30,7 @@ class Extent:
     life_s: int
     past_tasks: int
     past_rounds: int
+    stream_mb: int
 
 
 FULL: Final = Extent(
@@ -41,6 +42,7 @@ FULL: Final = Extent(
     life_s=3,
     past_tasks=1_000_000,
     past_rounds=2000,
+    stream_mb=100,
 )
 QUICK: Final = Extent(
     trip_rounds=3,
@@ -51,6 +53,7 @@ QUICK: Final = Extent(
     life_s=2,
     past_tasks=50_000,
     past_rounds=500,
+    stream_mb=10,
 )
 
 
@@ -81,10 +84,12 @@ def main(*, quick: bool, as_json: bool) -> None:
             partial(past.measure, server, tasks=extent.past_tasks, rounds=extent.past_rounds)
         )
         _show(report.past(remembered, extent.past_tasks, extent.past_rounds))
+        streamed = trio.run(partial(stream.measure, server, mb=extent.stream_mb))
+        _show(stream.sentences(streamed))
     _show([f"Took {time.perf_counter() - began:.0f} s; the load is {machine.load():.1f} now."])
     if as_json:
         found = {"round_trips": trips, "starts": started, "lifecycles": lived}
-        found["past"] = remembered
+        found["past"], found["stream"] = remembered, streamed
         print(msgspec.json.encode({"cores": machine.cores(), **found}).decode())
 
 
