@@ -236,7 +236,8 @@ class Scene:
         said = [_verdict(number, task) for number, task in enumerate(tasks)]
         starts = (self.here / "starts").read_text().split().count(run.key)
         counts = [each async for each in self._counts(run, tasks)]
-        counts.append(Count("agents, one for each attempt", len(tasks), starts))
+        started = sum(task["started_at"] is not None for task in tasks)
+        counts.append(Count("agents, one for each attempt that started", started, starts))
         return Cell(victim, phase, ", then ".join(said), starts, tuple(counts))
 
     async def _counts(self, run: Run, tasks: list[Any]) -> AsyncIterator[Count]:
@@ -250,8 +251,8 @@ class Scene:
         yield Count("tokens", TOKENS, spent)
         comments = ((await self._get(f"/api/issues/{run.key}")) or {"comments": []})["comments"]
         yield Count("answers", 1, [each["body"] for each in comments].count("done"))
-        branch = f"understudy/{AGENT.lower()}/{run.key.lower()}"
-        commits = await git(self.here / "project", "log", "--format=%s", f"main..{branch}")
+        branch = f"--branches=understudy/{AGENT.lower()}/{run.key.lower()}*"
+        commits = await git(self.here / "project", "log", "--format=%s", branch)
         yield Count("commits", 1, commits.splitlines().count(run.key))
 
     async def _get(self, path: str) -> Any:
