@@ -138,6 +138,7 @@ async def test_a_daemon_comes_back_to_the_websocket_in_the_middle_of_a_run(
         assert not is_attached(workplace.node)
         gate.websockets = "pass"
         await workplace.wait(lambda: is_attached(workplace.node))
+        assert not any(each.polls for each in workplace.node.site.cast._presences.values())
         go_on.touch()
         task = await workplace.wait_status(task_id, "completed", "failed")
         assert (task["status"], task["attempt"]) == ("completed", 1)
@@ -197,7 +198,7 @@ def test_an_outage_says_nothing_of_websockets(outage: Exception) -> None:
     ways = Ways("auto")
     for _ in range(10):
         ways.broke(outage, was_linked=False)
-    assert not ways.is_over_http
+        assert not ways.is_over_http
 
 
 def test_where_http_does_not_work_either_it_is_an_outage() -> None:

@@ -115,6 +115,7 @@ class Cast:
             await self.attend(row)
         presence = self._presences[runtime_id]
         presence.link, presence.heard_at = link, trio.current_time()
+        presence.polls = False
         await (await self.runtimes.find(runtime_id)).tell(runtime.Attached())
 
     def detach(self, runtime_id: UUID, link: Link | None = None) -> None:
