@@ -5,6 +5,7 @@ pytest -s -m slow tests/system/test_cancels.py      200 of them, eight at once
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +18,7 @@ import trio
 from understudy.core.lifecycle import TERMINAL
 from understudy.daemon import processes
 from understudy.daemon.kept import Kept
+from understudy.daemon.processes import Process
 from understudy.testing.machine import Machine, open_machine
 from understudy.testing.node import Node
 
@@ -65,7 +67,9 @@ class Cancels:
         assert asked.is_success, asked.text
         ended = await self._wait_ended(task)
         self.took_s.append(trio.current_time() - asked_at)
-        self.left += [f"{agent}: {each}" for each in living(task)]
+        left = living(task)
+        self.left += [f"{agent}: {processes.name(each)} ({each.pid})" for each in left]
+        processes.send(left, signal.SIGKILL)
         assert (ended["status"], ended["error"]) == ("cancelled", None), ended
 
     async def _wait_up(self, task: str) -> None:
@@ -83,14 +87,12 @@ class Cancels:
                 await trio.sleep(LOOK_AGAIN_S)
 
 
-def living(task: str) -> list[str]:
+def living(task: str) -> list[Process]:
     """What is left of a run: by its mark, or by the argument that names it."""
     argument = f"\0{task}\0".encode()
-    found = {process.pid: processes.name(process) for process in processes.marked(task)}
-    for entry in processes.PROC.glob("[0-9]*"):
-        if argument in _command_line(entry) and (process := processes.identify(int(entry.name))):
-            found[process.pid] = processes.name(process)
-    return [f"{name} ({pid})" for pid, name in found.items()]
+    named = [entry for entry in processes.PROC.glob("[0-9]*") if argument in _command_line(entry)]
+    found = [processes.identify(int(entry.name)) for entry in named]
+    return sorted({*processes.marked(task), *filter(None, found)})
 
 
 def _command_line(entry: Path) -> bytes:
