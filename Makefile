@@ -29,8 +29,11 @@ up: $(READY) ## the board, a database and a daemon on this machine; prints the a
 demo: $(READY) ## three runs in a scratch repository, the daemon killed in the middle; nothing is lost
 	@$(BIN)/understudy demo
 
+# A process for each core, each with its own PostgreSQL; the tests of a file stay together.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY) ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-all: $(READY) ## every test, the slow ones too
 	$(BIN)/python -m pytest -q -m ""

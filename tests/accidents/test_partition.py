@@ -138,9 +138,9 @@ def test_where_another_took_over_the_result_that_comes_late_is_kept_and_repeats_
     async def act(stage: Stage, laptop: Laptop, task: wire.ClaimedTask) -> None:
         desktop = Laptop(stage, "desktop")
         await desktop.register(finished=[])
-        await trio.sleep(HEARTBEAT_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desktop.beat_forever)
+            await trio.sleep(4 * HEARTBEAT_S)
             laptop.is_cut_off = True
             await trio.sleep(PARTITION_S)
             again = await desktop.begin()
@@ -162,9 +162,9 @@ def test_a_result_that_comes_before_the_successor_starts_is_the_result(perform: 
     async def act(stage: Stage, laptop: Laptop, task: wire.ClaimedTask) -> None:
         desktop = Laptop(stage, "desktop")
         await desktop.register(finished=[])
-        await trio.sleep(HEARTBEAT_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desktop.beat_forever)
+            await trio.sleep(4 * HEARTBEAT_S)
             laptop.is_cut_off = True
             await trio.sleep(PARTITION_S)
             assert (await row(stage, task.id)).failure_reason == "runtime_offline"
