@@ -152,7 +152,7 @@ def _given_up_too_soon(evidence: Evidence) -> Iterator[str]:
 
 def _judged_too_soon(evidence: Evidence, row: Record, event: Happened) -> Iterator[str]:
     machine = evidence.machine_of[UUID(event.body["runtime_id"])]
-    silent_s = evidence.silent_s(machine, event.at - INSTANT_S)
+    silent_s = evidence.silent_s(machine, event.at - INSTANT_S) + INSTANT_S
     move = event.body["move"]
     if move == "lose":
         grace_s = TAKEOVER_S
@@ -192,7 +192,8 @@ def _quotas_ignored(evidence: Evidence) -> Iterator[str]:
             spent[place].append((event.at, until))
         elif event.kind == "task:dispatch":
             for since, until in spent[place]:
-                asked = any(a <= event.at and since <= b for a, b in evidence.machines.reruns)
+                reruns = evidence.machines.reruns
+                asked = any(a - CLOSE_S <= event.at and since <= b for a, b in reruns)
                 if event.at < until - CLOSE_S and not asked:
                     yield f"{event.body['task_id']} is claimed: no quota until {until:.1f}"
 

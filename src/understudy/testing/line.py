@@ -105,8 +105,8 @@ class Line:
     ) -> None:
         await trio.sleep(self._chance.pick(f"{self.name}/up", delays_s))
         name, subject, raw = call
-        if name == "register" and self.closed.is_set():
-            return  # Its inventory is of the past; the server ends what a closed connection asked.
+        if name in {"register", "heartbeats"} and self.closed.is_set():
+            return  # The server ends what a closed connection has asked: these speak of the past.
         came_at = trio.current_time()
         try:
             done = await self._desk.answer(self._machine, name, subject, raw)
