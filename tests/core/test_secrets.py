@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import pytest
 
@@ -40,10 +39,9 @@ def test_a_log_line_is_hidden_with_its_arguments_and_its_traceback() -> None:
     secrets = Secrets()
     formatter = Redacting(secrets)
     secrets.add(["hunter2"])
-    try:
+    with pytest.raises(ValueError, match="hunter2") as raised:
         int("the password hunter2 is no number")
-    except ValueError:
-        caught = sys.exc_info()
+    caught = (raised.type, raised.value, raised.tb)
     record = logging.LogRecord("x", logging.INFO, "", 1, "given %s", ("hunter2",), caught)
     line = formatter.format(record)
     assert "given ***" in line
