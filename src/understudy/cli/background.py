@@ -19,7 +19,8 @@ import click
 import msgspec
 
 from understudy.cli import credentials
-from understudy.cli.client import AWAY, FAILED, USAGE, give_up
+from understudy.cli.client import AWAY, FAILED, FORBIDDEN, USAGE, give_up
+from understudy.cli.credentials import MachineKey
 from understudy.cli.limits import limit_arguments, limit_options
 from understudy.cli.output import json_option, show_json
 from understudy.config import ORPHAN_S
@@ -64,6 +65,13 @@ def run_options(command: F) -> F:
     return command
 
 
+def joined() -> MachineKey:
+    machine = credentials.load().machine
+    if machine is None:
+        give_up("this machine has not joined a server: `understudy join <link>`", FORBIDDEN)
+    return machine
+
+
 def path() -> Path:
     return credentials.home().daemon
 
@@ -76,8 +84,7 @@ def start(*, tasks_max: int, orphan_s: float, limits: Limits, as_json: bool) -> 
     """Start it in the background, and wait until it is linked."""
     if is_running(path()):
         give_up("it runs already: `understudy daemon status`", FAILED)
-    if credentials.load().machine is None:
-        give_up("this machine has not joined a server: `understudy join <link>`", FAILED)
+    joined()
     arguments = ["--max-concurrent-tasks", str(tasks_max), "--orphan-after", str(orphan_s)]
     process = _spawn(["daemon", "run", *arguments, *limit_arguments(limits)])
 

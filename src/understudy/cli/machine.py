@@ -12,10 +12,9 @@ import click
 import msgspec
 
 from understudy.cli import credentials
-from understudy.cli.background import LOG, path, restart, run_options, start, stop
+from understudy.cli.background import LOG, joined, path, restart, run_options, start, stop
 from understudy.cli.client import (
     FAILED,
-    FORBIDDEN,
     Client,
     client,
     give_up,
@@ -100,7 +99,7 @@ def run(*, tasks_max: int, orphan_s: float, limits: Limits, transport: Transport
     from understudy.parent import until_parent_ends
     from understudy.supervisor import run_tree
 
-    machine = _machine()
+    machine = joined()
     config = DaemonConfig(
         path(), machine.server, machine.key, machine.workspace_id, tasks_max, orphan_s,
         limits=limits, transport=transport,
@@ -117,13 +116,6 @@ def run(*, tasks_max: int, orphan_s: float, limits: Limits, transport: Transport
     if endings == [Ending.RESTART]:  # Its parent, its pid and its settings stay.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     sys.exit(code)
-
-
-def _machine() -> MachineKey:
-    machine = credentials.load().machine
-    if machine is None:
-        give_up("this machine has not joined a server: `understudy join <link>`", FORBIDDEN)
-    return machine
 
 
 for command in (start, restart, stop, unit):
