@@ -155,9 +155,6 @@ class Scene:
                     was_there = await self._kill_at_the_report(victim, phase, asleep)
             else:
                 was_there = await self._kill(victim)
-            if was_there and victim in {Victim.KEEPER, Victim.AGENT}:
-                # Its tool stays at the gate until it is swept: not killed in the middle of a commit.
-                await wait_until(lambda: not processes.marked(run.task_id))
         ended = await self._wait_ended(run)
         return await self._cell(run, victim, phase, ended) if was_there else Cell(victim, phase)
 
