@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -25,7 +26,8 @@ EMPTY = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    fresh = random.SystemRandom().randrange(2**32)
+    # By the environment: the processes of a run have one seed among them.
+    fresh = int(os.environ.setdefault("PYTEST_SEED", str(random.SystemRandom().randrange(2**32))))
     parser.addoption("--seed", type=int, default=fresh, help="replay a run's schedule")
     parser.addoption("--write-docs", action="store_true", help="write what `make docs` writes")
 
