@@ -8,7 +8,7 @@ from functools import partial
 from itertools import cycle
 from random import Random, SystemRandom
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import msgspec
@@ -29,7 +29,7 @@ from understudy.store.tasks import Holder
 from understudy.testing.node import Node, open_node
 from understudy.wire.board import CreateAgent, CreateIssue
 
-UNKNOWN = str(uuid4())
+UNKNOWN = str(UUID(int=2**127 + 7))
 
 
 def refused(answer: httpx2.Response, status: int) -> str:
