@@ -218,6 +218,27 @@ def test_a_late_sign_of_life_at_another_node_takes_the_machine_away_for_one_hear
     perform(play)
 
 
+def test_a_sign_of_life_that_the_database_hears_of_too_late_takes_no_machine_away(
+    perform: Perform,
+) -> None:
+    """R4.3: it has gone to another node meanwhile; its next sign here counts again."""
+
+    async def play(stage: Stage) -> None:
+        heard_at, mine = trio.current_time(), stage.cast.node_id
+        await trio.sleep(5)
+        there = await registers_elsewhere(stage)
+        row = await runtimes.take_over(stage.database, there.id, mine, heard_at=heard_at)
+        assert row is not None
+        assert row.node_id == there.node_id
+        await trio.sleep(5)
+        heard_at = trio.current_time()
+        row = await runtimes.take_over(stage.database, there.id, mine, heard_at=heard_at)
+        assert row is not None
+        assert row.node_id == mine
+
+    perform(play)
+
+
 def test_a_machine_whose_registration_was_not_answered_is_known_and_judged(
     perform: Perform,
 ) -> None:

@@ -179,6 +179,7 @@ def test_a_promise_is_made_once_it_is_on_record_who_keeps_it(perform: Perform) -
         beat = msgspec.json.encode(Heartbeats(runtime_ids=[runtime_id]))
         stage.cast.disown(runtime_id)
         await runtimes.take_over(stage.database, runtime_id, stage.database.new_id())
+        await trio.sleep(1)
         stage.outage.failing.add("set node_id")
         with pytest.raises(DatabaseUnavailable):
             await desk.answer(me, "heartbeats", None, beat)

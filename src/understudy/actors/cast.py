@@ -157,12 +157,14 @@ class Cast:
     async def own(self, runtime_id: UUID) -> bool:
         """Have it on record that this node attends it: else another may judge it meanwhile.
 
-        False if it was removed. Raises `DatabaseUnavailable`.
+        False if it was removed, or heard elsewhere since. Raises `DatabaseUnavailable`.
         """
         presence = self._presences.get(runtime_id)
         if presence is not None and not presence.is_ours:
-            row = await runtimes.take_over(self.database, runtime_id, self.node_id)
-            presence.is_ours = row is not None
+            row = await runtimes.take_over(
+                self.database, runtime_id, self.node_id, heard_at=presence.heard_at
+            )
+            presence.is_ours = row is not None and row.node_id == self.node_id
         return presence is not None and presence.is_ours
 
     def trust_s(self, runtime_id: UUID) -> float:

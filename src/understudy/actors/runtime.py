@@ -165,13 +165,19 @@ class RuntimeActor(Actor[Message]):
         if self._presence.is_ours:
             return
         try:
-            row = await runtimes.take_over(self._database, self._id, self._around.node_id)
+            row = await runtimes.take_over(
+                self._database,
+                self._id,
+                self._around.node_id,
+                heard_at=self._presence.heard_at,
+            )
         except DatabaseUnavailable:
             logger.warning("runtime %s is back; the database is away", self._id)
             return
         if row is None:
             self.stop()
-        self._presence.is_ours = True
+        else:
+            self._presence.is_ours = row.node_id == self._around.node_id
 
     async def _go_offline(self) -> None:
         """The end of this actor, unless the runtime is heard while the database is asked.

@@ -173,15 +173,11 @@ class Desk:
     async def _heartbeats(
         self, machine: Machine, _: UUID, request: wire.Heartbeats
     ) -> wire.HeartbeatsHeard:
-        gone = [
-            each
-            for each in request.runtime_ids
-            if not (await self._hear(machine, each) and await self._cast.own(each))
-        ]
+        gone = [each for each in request.runtime_ids if not await self._hear(machine, each)]
         here = [each for each in request.runtime_ids if each not in gone]
         return wire.HeartbeatsHeard(
             gone=gone,
-            trust_s={each: self._cast.trust_s(each) for each in here},
+            trust_s={each: self._cast.trust_s(each) for each in here if await self._cast.own(each)},
             cancelled=[wire.HeldTask(task_id=each) for each in self._stops(here)],
             pending_pings=self._pings(here),
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 import msgspec
+import trio
 
 from understudy.core.records import Runtime
 from understudy.store.connection import Connection
@@ -162,20 +164,27 @@ async def go_offline(
     return [row["id"] for row in rows]
 
 
-async def take_over(database: Database, runtime_id: UUID, node_id: UUID) -> Runtime | None:
+async def take_over(
+    database: Database, runtime_id: UUID, node_id: UUID, *, heard_at: float | None = None
+) -> Runtime | None:
     """This node has heard the runtime: it attends and judges it from now on (R4.3).
 
-    None if there is none. One that was taken for silent is online again, unless it has a problem.
-    A node that attended it hears of that: it may have been a late sign, and the machine be there.
+    None if there is none; the row as it is where another node has heard it since `heard_at`, on
+    trio's clock, by default now. One that was taken for silent is online again, unless it has a
+    problem. A node that attended it hears of that: the machine may be there after all.
     """
     async with database.pool.transaction() as connection:
         was = await connection.fetchrow(
-            "select status, problem, node_id from understudy.runtimes"
+            "select *, understudy.now() as read_at from understudy.runtimes"
             " where id = $1 and retired_at is null for no key update",
             runtime_id,
         )
         if was is None:
             return None
+        if heard_at is not None and was["node_id"] not in {None, node_id}:
+            sign_at = was["read_at"] - timedelta(seconds=trio.current_time() - heard_at)
+            if was["last_seen_at"] >= sign_at:
+                return read(was, Runtime)
         comes_back = was["status"] == "offline" and was["problem"] is None
         row = await connection.fetchrow(
             "update understudy.runtimes set node_id = $2, last_seen_at = understudy.now(),"

@@ -10,6 +10,7 @@ from understudy.store.connection import Record
 from understudy.testing.evidence import Evidence, seconds
 
 HOPS_MAX: Final = 8
+CLOSE_S: Final = 0.001
 
 
 def broken(evidence: Evidence) -> Iterator[str]:
@@ -34,7 +35,7 @@ def _unheard(evidence: Evidence, comment: Record, agent_id: UUID) -> Iterator[st
     ]
     for row in theirs:
         run = evidence.machines.runs.get(row["id"])
-        if run is not None and run.began_at >= said_at and comment["body"] in run.brief:
+        if run is not None and run.began_at >= said_at - CLOSE_S and comment["body"] in run.brief:
             return
     if not any(_is_excuse(evidence, row, said_at) for row in theirs):
         agent = evidence.agents[agent_id]["name"]
