@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from understudy.store import schema
 from understudy.store.connection import open_connection
@@ -19,6 +20,10 @@ from understudy.store.pool import Pool
 from understudy.testing.node import Node, open_node
 from understudy.testing.postgres import throwaway_database, throwaway_server
 from understudy.testing.story import Story, open_story
+
+# A busy machine is slow at drawing, too.
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 EMPTY = (
     "delete from understudy.workspaces; delete from understudy.users; delete from understudy.events"

@@ -96,6 +96,9 @@ async def begin(machine: Machine, script: str) -> str:
     await machine.agent("Nia", "command", custom_args=["sh", "-c", script])
     task_id = await machine.assign("Nia", title="Do it")
     await machine.wait_status(task_id, "running")
+    with trio.fail_after(30):
+        while [kept.look() for kept in machine.kept()] != [Standing.KEPT]:  # noqa: ASYNC110  A file.
+            await trio.sleep(0.02)
     return task_id
 
 
