@@ -18,10 +18,12 @@ Call: TypeAlias = Callable[..., Awaitable[Result]]
 Ask: TypeAlias = Callable[..., Awaitable[Any]]
 
 
-async def invoke(environment: dict[str, str | None], arguments: tuple[str, ...]) -> Result:
+async def invoke(
+    environment: dict[str, str | None], arguments: tuple[str, ...], stdin: str | None
+) -> Result:
     runner = CliRunner(env={"COLUMNS": "200", **environment})
     with trio.fail_after(60):
-        return await trio.to_thread.run_sync(lambda: runner.invoke(cli, list(arguments)))
+        return await trio.to_thread.run_sync(lambda: runner.invoke(cli, list(arguments), stdin))
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ def home(tmp_path: Path) -> Path:
 def anywhere(home: Path) -> Call:
     """`understudy` on that machine."""
 
-    async def call(*arguments: str, **environment: str) -> Result:
-        strangers = {"UNDERSTUDY_SERVER": None, "UNDERSTUDY_TOKEN": None}
-        return await invoke({**strangers, "UNDERSTUDY_HOME": str(home), **environment}, arguments)
+    async def call(*arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        known = {"UNDERSTUDY_SERVER": None, "UNDERSTUDY_TOKEN": None, "UNDERSTUDY_HOME": str(home)}
+        return await invoke({**known, **environment}, arguments, stdin)
 
     return call
 
@@ -45,9 +47,9 @@ def anywhere(home: Path) -> Call:
 def call(node: Node, anywhere: Call) -> Call:
     """The same, by a person of the node's."""
 
-    async def call(*arguments: str, **environment: str) -> Result:
+    async def call(*arguments: str, stdin: str | None = None, **environment: str) -> Result:
         known = {"UNDERSTUDY_SERVER": node.address, "UNDERSTUDY_TOKEN": node.personal_key}
-        return await anywhere(*arguments, **{**known, **environment})
+        return await anywhere(*arguments, stdin=stdin, **{**known, **environment})
 
     return call
 

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pytest
 import trio
 from click.testing import Result
 
+from understudy.cli import confided
 from understudy.testing.node import Node
 
 Call: TypeAlias = Callable[..., Awaitable[Result]]
@@ -29,6 +31,33 @@ async def test_a_link_logs_another_command_line_in_once(
     assert (await anywhere("issue", "list")).exit_code == 0
     assert (await anywhere("login", link)).exit_code == 5
     assert (await anywhere("issue", "list")).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["login", "join"])
+async def test_a_link_is_read_from_stdin_out_of_sight(
+    ask: Ask, anywhere: Call, home: Path, command: str
+) -> None:
+    """R9.5"""
+    made = await ask(command)
+    link = made.get("url") or made["link"]
+    done = await anywhere(command, "-", stdin=f"{link}\n")
+    assert done.exit_code == 0, done.output
+    assert (home / "credentials.json").exists()
+    assert link not in done.output
+
+
+def test_at_a_terminal_a_link_is_asked_for_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9.5: what is typed there would stay in the window's memory."""
+    unseen: list[str] = []
+
+    def getpass(prompt: str, stream: object = None) -> str:
+        unseen.append(prompt)
+        return " http://board/login/x "
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", getpass)
+    assert confided.given_link("-") == "http://board/login/x"
+    assert len(unseen) == 1
 
 
 async def test_a_machine_joins_and_its_daemon_comes_up_and_goes(

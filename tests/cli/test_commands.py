@@ -16,6 +16,7 @@ from click.testing import Result
 from understudy.config import DaemonConfig
 from understudy.core.tree import Branch
 from understudy.daemon.main import run_daemon
+from understudy.store import agents
 from understudy.testing.node import Node
 
 Call: TypeAlias = Callable[..., Awaitable[Result]]
@@ -61,6 +62,42 @@ async def test_agents_are_made_and_listed(tell: Tell, ask: Ask) -> None:
     assert (made["custom_env"], made["model"]) == ({"A": "•••"}, "m")
     assert [each["name"] for each in await ask("agent", "list")] == ["Bo", "Nia"]
     assert "--step-s 0.02" in await tell("agent", "list")
+
+
+async def test_variables_of_an_agent_need_not_be_typed(
+    node: Node, call: Call, tmp_path: Path
+) -> None:
+    """R9.5: from our own environment, from files, from stdin; what is typed counts."""
+    file = tmp_path / "env"
+    file.write_text("# keys\n\nFORGE=x y='z' \n  SHOP=file\nTYPED=file\n")
+    create = ("agent", "create", "Nia", "--provider", "scripted")
+    given = ("--env", "OURS", "--env", "TYPED=typed", "--env-file", str(file), "--env-file", "-")
+    made = await call(*create, *given, stdin="SHOP=stdin\nOURS_TOO\n", OURS="1", OURS_TOO="2")
+    assert made.exit_code == 0, made.output
+    (agent,) = await agents.of_workspace(node.database, node.workspace.id)
+    assert agent.custom_env == {
+        "FORGE": "x y='z' ", "SHOP": "stdin", "TYPED": "typed", "OURS": "1", "OURS_TOO": "2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--env", "NOT_SET"), "--env NOT_SET: neither"),
+        (("--env", "=hunter2"), "neither NAME=VALUE nor"),
+        (("--env-file", "/nowhere"), "--env-file /nowhere: "),
+        (("--env-file", "-"), "--env-file -, line 2: neither"),
+    ],
+)
+async def test_a_variable_that_cannot_be_had_is_named_before_anything_is_made(
+    call: Call, ask: Ask, given: tuple[str, ...], told: str
+) -> None:
+    done = await call(
+        "agent", "create", "Nia", "--provider", "scripted", *given, stdin="A=1\nhunter2"
+    )
+    assert (done.exit_code, told in done.stderr) == (2, True)
+    assert "hunter2" not in done.output
+    assert await ask("agent", "list") == []
 
 
 async def test_an_issue_from_the_board_to_its_agent(tell: Tell, ask: Ask, call: Call) -> None:

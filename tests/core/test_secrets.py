@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from understudy.cli.logs import Redacting
-from understudy.core.secrets import LENGTH_MIN, Secrets
+from understudy.core.secrets import LENGTH_MIN, Secrets, confided
 from understudy.store.tokens import AGENT, PREFIXES
 
 
@@ -32,6 +32,23 @@ def test_what_is_too_short_to_be_a_secret_spoils_no_log() -> None:
     secrets = Secrets()
     secrets.add(["1", "true", "", "x" * (LENGTH_MIN - 1)])
     assert secrets.hide("1 of 10 is true: xxxxxx") == "1 of 10 is true: xxxxxx"
+
+
+def test_what_mcp_servers_are_given_is_hidden_and_how_they_are_started_is_not() -> None:
+    """R9.5: environments, headers and what an address carries, in each backend's shape."""
+    secrets = Secrets()
+    config = {"mcpServers": {
+        "forge": {"command": "forge-mcp", "args": ["--verbose"], "env": {"TOKEN": "hunter2"}},
+        "board": {"type": "http", "url": "https://ada:pa55word@board/mcp?page=1&key=0af30af3#top",
+                  "headers": {"Authorization": "Bearer opensesame"}},
+        "listed": {"env": [{"name": "A", "value": "swordfish"}]},
+    }}  # fmt: skip
+    secrets.add(confided(config))
+    for shown in ("forge-mcp --verbose", "https://ada", "@board/mcp?page=1", "Bearer of news"):
+        assert secrets.hide(shown) == shown
+    for hidden in ("hunter2", "pa55word", "0af30af3", "opensesame", "swordfish"):
+        assert secrets.hide(f"is {hidden}, given") == "is ***, given"
+    assert list(confided(None)) == []
 
 
 def test_a_log_line_is_hidden_with_its_arguments_and_its_traceback() -> None:

@@ -21,6 +21,7 @@ from understudy.cli.client import (
     is_loopback,
     split_link,
 )
+from understudy.cli.confided import given_link
 from understudy.cli.credentials import MachineKey
 from understudy.cli.gc import in_words
 from understudy.cli.limits import limit_options
@@ -49,7 +50,8 @@ NEAR: Final = (
 def join(link: str | None, *, as_json: bool) -> None:
     """Print the command that lets another machine run agents; there, with its LINK, do so.
 
-    The link holds a key. With - as LINK it is read from stdin, out of sight of `ps` (R9.5).
+    The link holds a key. With - as LINK it is asked for, or read from stdin: out of sight of `ps`
+    (R9.5).
     """
     if link is None:
         known = client()
@@ -62,7 +64,7 @@ def join(link: str | None, *, as_json: bool) -> None:
         if is_loopback(known.server):
             click.echo(NEAR.format(server=known.server))
         return
-    server, key = split_link(sys.stdin.readline().strip() if link == "-" else link)
+    server, key = split_link(given_link(link))
     workspace = Client(server, key).get("/api/workspaces")[0]
     machine = MachineKey(server=server, key=key, workspace_id=workspace["id"])
     credentials.save(msgspec.structs.replace(credentials.load(), machine=machine))

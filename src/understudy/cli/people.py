@@ -8,6 +8,7 @@ import click
 
 from understudy.cli import credentials
 from understudy.cli.client import Client, client, split_link
+from understudy.cli.confided import given_link, variables
 from understudy.cli.output import json_option, show_json, show_table
 
 
@@ -15,7 +16,10 @@ from understudy.cli.output import json_option, show_json, show_table
 @click.argument("link", required=False)
 @json_option
 def login(link: str | None, *, as_json: bool) -> None:
-    """Print a one-time link for the browser; with a LINK, log this command line in by it."""
+    """Print a one-time link for the browser; with a LINK, log this command line in by it.
+
+    With - as LINK it is asked for, or read from stdin: out of sight of `ps` (R9.5).
+    """
     if link is None:
         known = client()
         made = known.post("/api/login/links")
@@ -25,7 +29,7 @@ def login(link: str | None, *, as_json: bool) -> None:
         else:
             click.echo(f"{url}\nGood once, for {made['valid_s'] / 60:.0f} minutes.")
         return
-    server, code = split_link(link)
+    server, code = split_link(given_link(link))
     key = Client(server, None).post("/api/login", {"code": code})["token"]
     import msgspec
 
@@ -47,22 +51,37 @@ def agent() -> None:
 @click.option("--provider", required=True, help="claude, command, scripted, …")
 @click.option("--instructions", default="", help="What the agent always has to know.")
 @click.option("--model", help="The model its CLI is to use.")
-@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For its runs; repeat it.")
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="For its runs; repeat it. NAME alone has the value that it has here, which no `ps` shows.",
+)
+@click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    metavar="FILE",
+    help="The same from a file, one in a line; - is stdin.",
+)
 @click.option("--max-concurrent-tasks", default=6, show_default=True, type=click.IntRange(1, 1000))
 @json_option
 @click.argument("arguments", nargs=-1)
-def create_agent(
-    name: str, *, arguments: tuple[str, ...], env: tuple[str, ...], as_json: bool, **fields: Any
-) -> None:  # click's
+def create_agent(  # click's
+    name: str,
+    *,
+    arguments: tuple[str, ...],
+    env: tuple[str, ...],
+    env_files: tuple[str, ...],
+    as_json: bool,
+    **fields: Any,
+) -> None:
     """Make an agent. What stands behind `--` goes to its program: for the command provider it is
     the program and its arguments."""
-    if wrong := [each for each in env if "=" not in each]:
-        raise click.BadParameter(f"{wrong[0]} is not NAME=VALUE", param_hint="--env")
-    pairs = [each.partition("=") for each in env]
     body = fields | {
         "name": name,
         "custom_args": list(arguments),
-        "custom_env": {key: value for key, _, value in pairs},
+        "custom_env": variables(env, env_files),
     }
     made = client().post("/api/agents", {k: v for k, v in body.items() if v is not None})
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, final
 
 KEY: Final = re.compile(r"(us[ladps]_)[\w-]{8,}")
@@ -11,11 +11,15 @@ KEY: Final = re.compile(r"(us[ladps]_)[\w-]{8,}")
 HIDDEN: Final = "***"
 LENGTH_MIN: Final = 6
 """What is shorter is no secret (`1`, `true`), and to hide it everywhere would spoil the log."""
+CONFIDED: Final = frozenset({"env", "headers", "http_headers", "bearer_token"})
+"""Fields of an MCP server whose values are keys more often than not."""
+IN_ADDRESS: Final = re.compile(r"[?&][^=&#]*=([^&#]+)|//[^/@:]*:([^/@]+)@")
+"""Values in the query of a URL, and its password."""
 
 
 @final
 class Secrets:
-    """Values to hide beside our keys: what agents are given in their environment."""
+    """Values to hide beside our keys: what agents and their MCP servers are given."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()
@@ -36,3 +40,21 @@ class Secrets:
 
 def _hidden(found: re.Match[str]) -> str:
     return (found[1] or "") + HIDDEN
+
+
+def confided(config: object, *, is_secret: bool = False) -> Iterator[str]:
+    """The values in an agent's `mcp_config` that are for its servers alone (R9.5)."""
+    match config:
+        case dict():
+            for name, value in config.items():
+                yield from confided(value, is_secret=is_secret or name in CONFIDED)
+        case list():
+            for value in config:
+                yield from confided(value, is_secret=is_secret)
+        case str() if is_secret:
+            yield config
+            yield config.partition(" ")[2]  # Of `Bearer KEY`, the key.
+        case str():
+            yield from map("".join, IN_ADDRESS.findall(config))
+        case _:
+            pass  # A number, a flag.
