@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from understudy.daemon.boottime import boot_s
+from understudy.daemon.machine import ThisMachine
 from understudy.daemon.trust import LOOK_S, MARGIN_S, Trust, now
 from understudy.testing.clock import VirtualClock
 from understudy.wire.daemon import ClaimedTask
@@ -96,7 +97,7 @@ async def test_a_machine_that_slept_has_used_up_its_window(
 ) -> None:
     """R4.11: trio's clock stands still while a machine sleeps, the server's does not."""
     slept = Sleep(500.0)
-    monkeypatch.setattr("understudy.daemon.trust.slept_s", slept)
+    monkeypatch.setattr(ThisMachine, "slept_s", slept)
     trust = Trust(until=0.0)
     trust.promise(now(), {OURS: 90.0})
     ends: list[float] = []

@@ -66,6 +66,13 @@ class Cutter:
         return [head for head in self.heads if b"/stream " in head]
 
     async def serve(self, client: trio.SocketStream) -> None:
+        """Until either side is gone: it may leave with a reset."""
+        try:
+            await self._carry(client)
+        except* trio.BrokenResourceError:
+            pass
+
+    async def _carry(self, client: trio.SocketStream) -> None:
         async with client, await trio.open_tcp_stream("127.0.0.1", self.port) as server:
             head = await client.receive_some(RECEIVE_MAX)
             self.heads.append(head)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from typing import Final, final
 import msgspec
 import trio
 
-from understudy.daemon import keeper, processes, rundir
+from understudy.daemon import keeper, rundir
+from understudy.daemon.machine import here
 from understudy.daemon.processes import Process
 from understudy.daemon.rundir import Exit, Spec, Standing, State
 
-START_GRACE_S: Final = 10.0
 LOOK_AGAIN_S: Final = 0.05
 END_S: Final = 30.0
 """A keeper has done it within `2 * grace_s + KILL_S`, 14 s."""
@@ -140,16 +138,16 @@ class Kept:
     def _kill_keeper(self) -> None:
         with suppress(FileNotFoundError):  # No state: it has started nothing.
             state = self.state()
-            processes.send([Process(state.keeper_pid, state.keeper_start)], signal.SIGKILL)
+            here().send([Process(state.keeper_pid, state.keeper_start)], signal.SIGKILL)
 
     async def sweep(self) -> list[str]:
         """Kill what a lost keeper left behind, by its mark; the names of what there was."""
         assert self.look() is Standing.LOST
         run, swept = self.spec().run, dict[str, None]()
         with trio.move_on_after(keeper.KILL_S):  # Not even SIGKILL ends what waits for a dead disk.
-            while left := processes.marked(run):
-                swept |= dict.fromkeys(processes.name(process) for process in left)
-                processes.send(left, signal.SIGKILL)
+            while left := here().marked(run):
+                swept |= dict.fromkeys(here().name(process) for process in left)
+                here().send(left, signal.SIGKILL)
                 await trio.sleep(LOOK_AGAIN_S)
         return list(swept)
 
@@ -174,13 +172,13 @@ class Kept:
         except (KeeperGone, trio.BrokenResourceError):
             pass  # That is what was waited for.
 
-    async def _connect(self) -> trio.SocketStream:
+    async def _connect(self) -> trio.abc.Stream:
         try:
             directory = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # It is still being prepared.
             raise KeeperGone(self.run_dir) from None
         try:
-            return await trio.open_unix_socket(self._address(directory))
+            return await here().connect(self._address(directory))
         except OSError:
             raise KeeperGone(self.run_dir) from None
         finally:
@@ -199,7 +197,7 @@ async def spawn_keeper(run_dir: Path, spec: Spec, *, descriptors: Sequence[int] 
     `descriptors` for as long as it lives. Raises `KeeperFailed`.
     """
     _prepare(run_dir, spec)
-    word = await _start(run_dir, descriptors)
+    word = await here().start_keeper(run_dir, descriptors)
     if word != rundir.KEPT:
         raise KeeperFailed(word or _last_words(run_dir))
     return Kept(run_dir)
@@ -217,38 +215,7 @@ def _last_words(run_dir: Path) -> str:
     return (run_dir / rundir.LOG).read_text(errors="replace")[-LOG_TAIL:]
 
 
-async def _start(run_dir: Path, descriptors: Sequence[int]) -> str:
-    """What the keeper has to say before it falls silent."""
-    with (run_dir / rundir.LOG).open("ab") as log:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-S", keeper.__file__, run_dir],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=_keeper_environment(),
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    try:
-        async with process.stdout as stdout:
-            return b"".join([data async for data in stdout]).decode()
-    finally:
-        # What we started has forked the keeper and ended: reap it, even when cancelled.
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + START_GRACE_S):
-            await process.wait()
-
-
-def _keeper_environment() -> dict[str, str]:
-    """The daemon's, without its secrets; with the mark, should it run inside a run itself."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == processes.MARKER or not name.startswith("UNDERSTUDY_")
-    }
-
-
-async def _receive_line(stream: trio.SocketStream) -> bytes:
+async def _receive_line(stream: trio.abc.Stream) -> bytes:
     line = b""
     while not line.endswith(b"\n") and (data := await stream.receive_some()):
         line += data

@@ -9,10 +9,9 @@ from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from random import SystemRandom
 from signal import Signals
 from typing import Final, final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import trio
 
@@ -28,9 +27,10 @@ from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
 from understudy.daemon.link import Dial, Link, Shutout, dial
 from understudy.daemon.locks import take_lock
+from understudy.daemon.machine import here, new_id
 from understudy.daemon.outbox import Outbox, OutboxBusy
 from understudy.daemon.outcomes import LinkLost, LinkRefused
-from understudy.daemon.polling import poll
+from understudy.daemon.polling import Poll, poll
 from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
@@ -65,6 +65,7 @@ async def run_daemon(
     tree: Branch,
     *,
     dialer: Dial | None = None,
+    poller: Poll | None = None,
     signals: AsyncIterable[int] | None = None,
     secrets: Secrets | None = None,
 ) -> Ending:
@@ -79,15 +80,17 @@ async def run_daemon(
         link = Link(
             dialer or dial(config),
             heartbeat_s=config.leases.heartbeat_s,
-            dice=SystemRandom(),
-            poll=None if dialer else poll(config),
+            dice=here().dice,
+            poll=poller if dialer else poll(config),
             transport=config.transport,
         )
         shop = _workshop(config, link, outbox)
         shop.secrets = secrets or shop.secrets
         daemon = Daemon(config, shop)
         async with open_children(stop_s=STOP_S) as children:
-            probe = partial(probe_forever, config.search_path, daemon.found)
+            probe = partial(
+                probe_forever, partial(here().find_clis, config.search_path), daemon.found
+            )
             await children.start(supervise, tree.child("probe"), probe, RestartPolicy())
             # After the probe: what is found again may have to be started, with what is here.
             await children.start(daemon.keep_runs, tree)
@@ -151,7 +154,7 @@ class Daemon:
         self._config = config
         self._shop = workshop
         self._daemon_id = _identity(config.path / "daemon_id")
-        self._incarnation = uuid4().hex
+        self._incarnation = new_id().hex
         self._pushed: dict[UUID, ClaimedTask] = {}
         self._nursery: trio.Nursery | None = None
         self._shutout: str | None = None
@@ -394,5 +397,5 @@ def _token(text: str) -> UUID | None:
 def _identity(path: Path) -> str:
     """Stable across restarts: the server tells machines apart by it."""
     if not path.exists():
-        replace_file(path, str(uuid4()))
+        replace_file(path, str(new_id()))
     return path.read_text().strip()

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Final
-from uuid import uuid4
 
 import msgspec
 
@@ -16,6 +15,7 @@ from understudy.daemon.backends import acp_reader, command, scripted
 from understudy.daemon.backends.backend import Launch, ResumeRefused, RunSpec, Usage
 from understudy.daemon.backends.providers import BACKENDS
 from understudy.daemon.briefs import LAST_RESORT, Brief, Skill
+from understudy.daemon.machine import new_id
 from understudy.daemon.record import AFRESH, RunOrder
 from understudy.daemon.rundir import Spec
 from understudy.daemon.workshop import Workshop
@@ -122,7 +122,7 @@ def run_order(task: ClaimedTask, work: WorkDir, workshop: Workshop) -> RunOrder:
         custom_args=tuple(task.agent.custom_args),
         mcp_config=task.agent.mcp_config,
         resume=task.prior_session_id if resumes else None,
-        session_id=str(uuid4()),
+        session_id=str(new_id()),
         requests_max=workshop.limits.requests_max,
     )
     return RunOrder(task=task, spec=spec, branch=work.branch, base_commit=work.base_commit)
@@ -137,7 +137,7 @@ def afresh(
         prompt=f"{order.spec.prompt}\n\n{HANDOVER.format(refused.error)}",
         run_dir=f"{order.spec.run_dir}/{AFRESH}",
         resume=None,
-        session_id=str(uuid4()),
+        session_id=str(new_id()),
     )
     return msgspec.structs.replace(
         order, spec=spec, refused=refused.session_id, seq_first=seq_first, spent=tuple(spent)

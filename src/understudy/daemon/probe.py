@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
@@ -71,14 +71,17 @@ class Found:
 
 
 async def probe_forever(
-    path: str, found: Callable[[list[Found]], None], *, task_status: trio.TaskStatus[None]
+    find: Callable[[], Awaitable[list[Found]]],
+    found: Callable[[list[Found]], None],
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Tell `found` what is here, before it has started and again every few minutes (R9.4)."""
-    found(await find_clis(path))
+    found(await find())
     task_status.started()
     while True:
         await trio.sleep(PROBE_EVERY_S)
-        found(await find_clis(path))
+        found(await find())
 
 
 async def find_clis(path: str) -> list[Found]:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import trio
 
-from understudy.daemon.boottime import boot_s, slept_s
+from understudy.daemon.machine import here
 from understudy.wire.daemon import ClaimedTask
 
 MARGIN_S: Final = 10.0
@@ -25,7 +25,7 @@ LOOK_S: Final = 2.0
 
 def now() -> float:
     """trio's time, and what this machine has slept."""
-    return trio.current_time() + slept_s()
+    return trio.current_time() + here().slept_s()
 
 
 @final
@@ -52,7 +52,7 @@ class Trust:
 
     def until_boot_s(self, runtime_id: UUID) -> float:
         """The same moment on the clock that keepers have too."""
-        return boot_s() + self.until(runtime_id) - now()
+        return here().boot_s() + self.until(runtime_id) - now()
 
     def may_be_elsewhere(self, task: ClaimedTask) -> bool:
         """The promise has ended, and another machine may have been given this task."""
