@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import msgspec
@@ -31,11 +31,20 @@ from understudy.testing.crossing import Crossing
 from understudy.testing.gate import Gate, open_waypoint
 from understudy.testing.node import Node
 from understudy.testing.workplace import RESULT, Workplace
-from understudy.wire.daemon import Acknowledged, ClaimedTask, ClaimMany, Messages, Nothing
+from understudy.wire.daemon import (
+    Acknowledged,
+    ClaimedTask,
+    ClaimMany,
+    HeartbeatsHeard,
+    HeldTask,
+    Messages,
+    Nothing,
+)
 from understudy.wire.errors import Refusal
 
 NEVER_S: Final = 3600.0
 TASK, RUNTIME = uuid4(), uuid4()
+SLOTS: Final = 20
 HTML: Final = b"<html>It did not work</html>"
 
 
@@ -105,8 +114,14 @@ async def test_a_websocket_that_opens_and_carries_nothing_is_none(
     assert gate.upgrades >= 2
 
 
-async def test_a_cancelled_run_hears_of_it_with_the_heartbeat(workplace: Workplace) -> None:
-    """R7.1: nothing can be pushed."""
+@pytest.mark.parametrize(("heartbeat_s", "stops_s"), [(0.1, NEVER_S), (NEVER_S, 0.1)])
+async def test_a_cancelled_run_hears_of_it_though_nothing_can_be_pushed(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, heartbeat_s: float, stops_s: float
+) -> None:
+    """R7.1: with the heartbeat, or between two of them."""
+    monkeypatch.setattr(polling, "STOPS_S", stops_s)
+    leases = Leases(heartbeat_s=heartbeat_s, offline_after_s=3 * NEVER_S)
+    workplace.config = replace(workplace.config, leases=leases)
     async with daemon(workplace):
         task_id = await workplace.assign("command", "sleep", "1000")
         await workplace.wait_status(task_id, "running")
@@ -324,7 +339,7 @@ async def test_a_connection_that_ends_leaves_no_call_waiting() -> None:
     async with httpx2.AsyncClient(
         transport=httpx2.MockTransport(never), base_url="http://board"
     ) as http:
-        session = PolledSession(http)
+        session = PolledSession(http, slots=1)
         ends: list[type[object]] = []
 
         async def call() -> None:
@@ -348,6 +363,10 @@ class Office:
     slots: int
     tasks: list[int] = field(default_factory=list)
     claims: list[tuple[float, int]] = field(default_factory=list)
+    beats: list[float] = field(default_factory=list)
+    beats_refused: list[bytes] = field(default_factory=list)
+    cancelled: list[UUID] = field(default_factory=list)
+    stopped: dict[UUID, float] = field(default_factory=dict)
     taken: list[ClaimedTask] = field(default_factory=list)
 
     def free_slots(self) -> int:
@@ -357,7 +376,17 @@ class Office:
         self.taken += tasks
         self.slots -= len(tasks)
 
+    def stop(self, task_ids: Sequence[UUID]) -> None:
+        for task_id in task_ids:
+            self.stopped.setdefault(task_id, trio.current_time())
+
     async def answer(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("heartbeats"):
+            self.beats.append(trio.current_time())
+            if self.beats_refused:
+                return httpx2.Response(503, content=self.beats_refused.pop())
+            heard = HeartbeatsHeard(cancelled=[HeldTask(task_id=each) for each in self.cancelled])
+            return httpx2.Response(200, content=msgspec.json.encode(heard))
         asked = msgspec.json.decode(await request.aread(), type=ClaimMany)
         self.claims.append((trio.current_time(), asked.slots))
         count = self.tasks.pop(0) if self.tasks else 0
@@ -381,7 +410,7 @@ async def claims_of(
     async with httpx2.AsyncClient(
         transport=httpx2.MockTransport(host.answer), base_url="http://board"
     ) as http:
-        session, started_at = PolledSession(http), trio.current_time()
+        session, started_at = PolledSession(http, slots=SLOTS), trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.carry, cast(Host, host), lambda: None)
             session.announce([RUNTIME], host.slots)
@@ -420,6 +449,37 @@ async def test_a_machine_without_a_free_slot_asks_for_nothing_until_one_is_free(
     assert claims[:2] == [(0, 2), (33.3, 1)]
 
 
+# Cancellations
+
+
+async def test_a_cancellation_is_heard_of_within_two_seconds(virtual_clock: VirtualClock) -> None:
+    """R7.2: what is left of the 6 s is for an agent that obeys to nothing but SIGKILL."""
+    host, cancelled_at = Office(slots=SLOTS - 1), list[float]()
+
+    def cancel(_: PolledSession) -> None:
+        host.cancelled.append(TASK)
+        cancelled_at.append(trio.current_time())
+
+    await claims_of(host, 2 * polling.STOPS_S + 0.01, cancel)  # Just after it asked.
+    assert host.stopped[TASK] - cancelled_at[0] < 2
+
+
+async def test_a_machine_at_rest_asks_for_no_cancellations(virtual_clock: VirtualClock) -> None:
+    """R4.3: a thousand idle machines cost no more than their claims and their heartbeats."""
+    host = Office(slots=SLOTS)
+    await claims_of(host, 60)
+    assert host.beats == []
+
+
+async def test_a_cancellation_that_cannot_be_asked_for_breaks_nothing(
+    virtual_clock: VirtualClock,
+) -> None:
+    """Whether the server is there at all, the heartbeats find out."""
+    host = Office(slots=SLOTS - 1, cancelled=[TASK], beats_refused=[HTML, REFUSED, b""])
+    await claims_of(host, 5)
+    assert TASK in host.stopped
+
+
 async def test_no_call_waits_for_an_answer_for_ever(virtual_clock: VirtualClock) -> None:
     async def never(request: httpx2.Request) -> httpx2.Response:
         await trio.sleep_forever()
@@ -429,4 +489,4 @@ async def test_no_call_waits_for_an_answer_for_ever(virtual_clock: VirtualClock)
         transport=httpx2.MockTransport(never), base_url="http://board"
     ) as http:
         with pytest.raises(LinkLost, match="no answer to status"):
-            await PolledSession(http).call("status", Nothing(), TASK)
+            await PolledSession(http, slots=1).call("status", Nothing(), TASK)

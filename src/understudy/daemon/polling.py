@@ -1,7 +1,7 @@
 """A connection over HTTP, where no websocket gets through: the same calls, one request each.
 
-Nothing is pushed: tasks are asked for while slots are free, and what else the server has to say
-comes with the heartbeats.
+Nothing is pushed: tasks are asked for while slots are free, what is to be stopped while any are
+taken, and what else the server has to say comes with the heartbeats.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from understudy.wire.daemon import (
     ClaimedMany,
     ClaimedTask,
     ClaimMany,
+    Heartbeats,
+    HeartbeatsHeard,
     Ping,
     Pong,
 )
@@ -48,6 +50,8 @@ CONNECT_S: Final = 15.0
 CALL_S: Final = 120.0
 CLAIM_S_MIN: Final = 2.0
 CLAIM_S_MAX: Final = 10.0
+STOPS_S: Final = 1.5
+"""An agent that obeys to nothing but SIGKILL is gone 4 s after it was heard of: R7.2 has 6 s."""
 SLOTS_MAX: Final = 100
 """In one claim, as the wire has it."""
 PINGS_MAX: Final = 16
@@ -73,7 +77,7 @@ async def _open(
         timeout=httpx2.Timeout(None, connect=CONNECT_S),
         trust_env=False,
     ) as http:
-        yield PolledSession(http, proxy)
+        yield PolledSession(http, proxy, slots=config.tasks_max)
 
 
 def _for_httpx(proxy: Proxy | None) -> httpx2.Proxy | None:
@@ -85,12 +89,15 @@ def _for_httpx(proxy: Proxy | None) -> httpx2.Proxy | None:
 
 @final
 class PolledSession:
-    def __init__(self, http: httpx2.AsyncClient, proxy: Proxy | None = None) -> None:
+    """`slots`: of this machine, free or taken."""
+
+    def __init__(self, http: httpx2.AsyncClient, proxy: Proxy | None = None, *, slots: int) -> None:
         self.is_registered = False
         self.claiming = trio.Lock()
         """Held from a claim until what it brought is taken."""
         self._http = http
         self._proxy = proxy
+        self._slots = slots
         self._is_over = False
         self._under_way = set[trio.CancelScope]()
         self._runtime_ids = list[UUID]()
@@ -101,7 +108,19 @@ class PolledSession:
     async def carry(self, host: Host, forgotten: Callable[[], object]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer_pings)
+            nursery.start_soon(self._ask_what_to_stop, host)
             await self._claim_forever(host)
+
+    async def _ask_what_to_stop(self, host: Host) -> None:
+        """Between the link's heartbeats, and as cheap: the server answers from memory (R7.1)."""
+        while True:
+            await trio.sleep(STOPS_S)
+            if self._runtime_ids and host.free_slots() < self._slots:
+                beat = Heartbeats(runtime_ids=self._runtime_ids)
+                with suppress(LinkLost):
+                    heard = await self.call("heartbeats", beat, None)
+                    if isinstance(heard, HeartbeatsHeard):
+                        host.stop([each.task_id for each in heard.cancelled])
 
     async def _claim_forever(self, host: Host) -> None:
         pause_s = CLAIM_S_MIN
