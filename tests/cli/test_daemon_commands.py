@@ -57,6 +57,26 @@ async def test_a_status_says_all_that_is_in_the_way(working: DaemonStatus, anywh
         assert said in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("no_websocket", "told"),
+    [
+        ("the server answered 502", "no websocket gets through (the server answered 502)."),
+        (None, "it was told to (UNDERSTUDY_TRANSPORT)."),
+    ],
+)
+async def test_a_status_says_that_it_speaks_over_http_and_why(
+    working: DaemonStatus, anywhere: Call, home: Path, no_websocket: str | None, told: str
+) -> None:
+    """R11.2"""
+    over_http = {"is_linked": True, "trouble": None, "is_over_http": True}
+    status = msgspec.structs.replace(working, no_websocket=no_websocket, **over_http)
+    write_status(home / "daemon", status)
+    done = await anywhere("daemon", "status")
+    assert f"linked to http://board over HTTP polling: {told}" in done.stdout
+    told_as_json = json.loads((await anywhere("daemon", "status", "--json")).stdout)
+    assert (told_as_json["is_over_http"], told_as_json["no_websocket"]) == (True, no_websocket)
+
+
 async def test_a_run_without_a_keeper_yet_has_no_times(
     working: DaemonStatus, anywhere: Call
 ) -> None:
@@ -76,7 +96,9 @@ async def test_a_status_of_an_older_daemon_is_read(working: DaemonStatus, anywhe
     """It may be asked for just before an upgrade."""
     daemon = Path(working.runs[0].run_dir).parents[1]
     older = msgspec.to_builtins(working)
-    for name in ("incarnation", "trouble", "ending", "is_child"):
+    for name in (
+        "incarnation", "trouble", "ending", "is_child", "disk", "is_over_http", "no_websocket",
+    ):  # fmt: skip
         del older[name]
     for name in ("agent", "run_dir", "is_reported"):
         del older["runs"][0][name]

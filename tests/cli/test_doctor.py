@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx2
+import msgspec
 import pytest
 from click.testing import Result
 
@@ -20,6 +21,7 @@ from understudy.cli import checks, doctor
 from understudy.cli.checks import State
 from understudy.config import Home
 from understudy.daemon.outbox import Outbox, Report
+from understudy.daemon.status import DaemonStatus, write_status
 from understudy.testing.node import Node
 from understudy.version import VERSION
 
@@ -192,6 +194,37 @@ def test_a_lock_that_nobody_explains_is_found(here: Home) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "fuser" in repair(checks.daemon(here))
     assert repair(checks.daemon(here)) == "understudy daemon start"
+
+
+STATUS = DaemonStatus(
+    pid=1, server="http://board", daemon_id="", version=VERSION, is_linked=True,
+    slots=20, slots_free=19, reports_waiting=3, found={}, runs=[],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("says", "state", "found", "hint"),
+    [
+        ({}, State.OK, "pid 1, linked to http://board", None),
+        ({"is_linked": False, "trouble": "refused"}, State.BROKEN, ": refused", "daemon logs"),
+        ({"is_linked": False}, State.BROKEN, "no answer yet", "daemon logs"),
+        ({"version": "0.0.1"}, State.NOTE, "runs version 0.0.1", "understudy daemon restart"),
+        ({"is_over_http": True}, State.OK, "over HTTP polling: it was told to", None),
+        ({"is_over_http": True, "no_websocket": "it answered 502"}, State.NOTE,
+         "over HTTP polling: no websocket gets through (it answered 502)", "/api/daemon/ws"),
+    ],
+)  # fmt: skip
+def test_what_a_daemon_says_of_itself_is_judged(
+    here: Home, says: dict[str, Any], state: State, found: str, hint: str | None
+) -> None:
+    write_status(here.daemon, msgspec.structs.replace(STATUS, **says))
+    with (here.daemon / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        [finding] = checks.daemon(here)
+        assert (finding.state, found in finding.found) == (state, True)
+        assert (hint or "") in (finding.repair or "")
+        assert (finding.repair is None) == (state is State.OK)
+        assert repair(checks.outbox(here)) == "it is sent with the next link"
 
 
 def test_agents_without_a_daemon_and_what_was_set_aside_are_found(here: Home) -> None:

@@ -26,7 +26,7 @@ from understudy.cli.output import json_option, show_json
 from understudy.config import ORPHAN_S
 from understudy.core.limits import Limits
 from understudy.daemon.rundir import Standing, look
-from understudy.daemon.status import DaemonStatus, RunStatus, is_running, read_status
+from understudy.daemon.status import DaemonStatus, RunStatus, is_running, linked, read_status
 from understudy.daemon.stopping import NOW_S, SIGNALS, Ending
 
 START_S: Final = 20.0
@@ -143,7 +143,7 @@ def _show_linked(found: DaemonStatus, *, as_json: bool) -> None:
     if as_json:
         show_json(msgspec.to_builtins(found))
     elif found.is_linked:
-        click.echo(f"It runs (pid {found.pid}), linked to {found.server}. Log: {path() / LOG}")
+        click.echo(f"It runs (pid {found.pid}), {linked(found)}. Log: {path() / LOG}")
     if not found.is_linked:
         why = found.trouble or "no answer yet"
         give_up(f"it runs (pid {found.pid}) and goes on trying, but has no link to {found.server}:"

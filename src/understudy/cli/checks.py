@@ -19,7 +19,7 @@ from understudy.config import Home
 from understudy.core.words import span
 from understudy.daemon.locks import is_locked
 from understudy.daemon.rundir import Standing, look
-from understudy.daemon.status import LOCK, read_status
+from understudy.daemon.status import LOCK, linked, read_status
 from understudy.version import VERSION
 
 GIB: Final = 1 << 30
@@ -32,6 +32,10 @@ GIT_MIN: Final = (2, 29)
 GIT_S: Final = 10.0
 STALE_S: Final = 3600.0
 """No git command of ours takes so long."""
+WEBSOCKETS: Final = (
+    "nothing is lost by it, but tasks come up to 10 s later: let what stands in between pass"
+    " websockets to /api/daemon/ws; the daemon tries again by itself, and when it is restarted"
+)
 PROC_SYS: Final = Path("/proc/sys")
 INOTIFY: Final = {
     "fs/inotify/max_user_watches": 65_536,
@@ -155,8 +159,10 @@ def daemon(home: Home) -> Iterator[Finding]:
     elif found.version != VERSION:
         said = f"it runs version {found.version}, installed is {VERSION}"
         yield note("daemon", said, "understudy daemon restart")
+    elif found.no_websocket:
+        yield note("daemon", f"pid {found.pid}, {linked(found)}", WEBSOCKETS)
     else:
-        yield ok("daemon", f"pid {found.pid}, linked to {found.server}")
+        yield ok("daemon", f"pid {found.pid}, {linked(found)}")
 
 
 def runs(home: Home, now: float) -> Iterator[Finding]:

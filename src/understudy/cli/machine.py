@@ -29,7 +29,7 @@ from understudy.cli.output import json_option, show_json, show_table, when
 from understudy.cli.unit import unit
 from understudy.config import DaemonConfig, Transport
 from understudy.core.limits import Limits
-from understudy.daemon.status import DaemonStatus, RunStatus, progress, read_status
+from understudy.daemon.status import DaemonStatus, RunStatus, linked, progress, read_status
 from understudy.daemon.stopping import SIGNALS, Ending
 
 COLUMNS: Final = ["issue", "agent", "provider", "since", "last output", "task", "directory"]
@@ -147,9 +147,9 @@ def _as_json(found: DaemonStatus) -> dict[str, Any]:
 
 
 def _show(found: DaemonStatus) -> None:
-    link = "linked to" if found.is_linked else "NOT linked to"
     why = f": {found.trouble}" if found.trouble else ""
-    click.echo(f"It runs (pid {found.pid}, version {found.version}), {link} {found.server}{why}.")
+    link = linked(found) if found.is_linked else f"NOT linked to {found.server}{why}"
+    click.echo(f"It runs (pid {found.pid}, version {found.version}), {link}.")
     if found.ending:
         click.echo(ENDINGS[Ending(found.ending)])
     click.echo(f"{found.slots - found.slots_free} of {found.slots} slots taken, "

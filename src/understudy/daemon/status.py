@@ -52,6 +52,10 @@ class DaemonStatus(Struct):
     """Of `understudy up`, which ends it with itself."""
     disk: DiskUse | None = None
     """In bytes; None until it was first looked at, a minute after its start."""
+    is_over_http: bool = False
+    """Linked by requests alone."""
+    no_websocket: str | None = None
+    """Why that is so, unless it was told to."""
 
 
 class Progress(Struct):
@@ -69,6 +73,16 @@ def progress(run: RunStatus) -> Progress:
         return Progress(since=since, last=max(since, (run_dir / OUT).stat().st_mtime))
     except (OSError, ValueError, UnknownFormat):
         return Progress()  # It is being prepared, or has just gone.
+
+
+def linked(status: DaemonStatus) -> str:
+    """To whom it is, and how if that is not the usual way."""
+    if not status.is_over_http:
+        return f"linked to {status.server}"
+    why = "it was told to (UNDERSTUDY_TRANSPORT)"
+    if status.no_websocket:
+        why = f"no websocket gets through ({status.no_websocket})"
+    return f"linked to {status.server} over HTTP polling: {why}"
 
 
 def write_status(path: Path, status: DaemonStatus) -> None:
