@@ -299,20 +299,33 @@ async def test_a_bad_address_is_refused_in_a_sentence(
     assert "secret" not in str(caught.value)
 
 
-async def test_a_lock_that_a_power_cut_left_behind_is_named(desk: Desk, add: Add) -> None:
+async def test_a_lock_that_a_power_cut_left_behind_is_removed(desk: Desk, add: Add) -> None:
+    """R8.5: of the cache, which every task of the repository needs."""
     user = desk.repository()
     await add(user.path, "a", owner="w/a/1")
     [cache] = (desk.directory / "root/.repositories").glob("*.git")
     head = user.commit("a", "1")
-    lock = cache / "refs/remotes/origin/main.lock"
-    lock.touch()
-    with pytest.raises(PrepareFailed) as caught:
-        await add(user.path, "b", owner="w/a/2")
-    assert "refs/remotes/origin/main.lock': File exists." in str(caught.value)
-    assert "If no git is running, remove that lock." in str(caught.value)
-    lock.unlink()
+    for name in ("refs/remotes/origin/main.lock", "config.lock", "packed-refs.lock"):
+        (cache / name).touch()
     _, made = await add(user.path, "b", owner="w/a/2")
     assert made.base_commit == head
+
+
+async def test_a_lock_that_a_living_git_may_hold_is_named_and_stays(desk: Desk, add: Add) -> None:
+    """Whoever is at work in any worktree of the cache may hold what they share."""
+    user = desk.repository()
+    desk.configure(GitConfig(patience_s=0.2))
+    tree, _ = await add(user.path, "a", owner="w/a/1")
+    [cache] = (desk.directory / "root/.repositories").glob("*.git")
+    user.commit("a", "1")
+    lock = cache / "refs/remotes/origin/main.lock"
+    lock.touch()
+    async with desk.git_at_work(tree.path):
+        with pytest.raises(PrepareFailed) as caught:
+            await add(user.path, "b", owner="w/a/2")
+    assert "refs/remotes/origin/main.lock': File exists." in str(caught.value)
+    assert "If no git is running, remove that lock." in str(caught.value)
+    assert lock.exists()
 
 
 async def test_a_repository_deleted_meanwhile_is_named(desk: Desk, add: Add) -> None:

@@ -13,7 +13,7 @@ import trio
 from understudy.daemon.git import GitConfig
 from understudy.daemon.repositories import PrepareFailed
 from understudy.daemon.workspace import Order, WorkDir, WorkDirBusy, prepare
-from understudy.testing.desk import Desk
+from understudy.testing.desk import Clone, Desk, alive
 
 
 @pytest.fixture
@@ -188,6 +188,97 @@ async def test_a_cancelled_preparation_lets_go_of_its_claims(desk: Desk) -> None
         await prepare(order, desk.repositories)
     assert scope.cancelled_caught
     assert (await run(desk, order)).path == prior.path
+
+
+LOCKS = ("index", "HEAD", "config.worktree")
+
+
+def leave_locks(tree: Clone) -> list[Path]:
+    """As a git does that is killed in the middle of a commit."""
+    git_dir = Path(tree.git("rev-parse", "--absolute-git-dir"))
+    branch = Path(tree.git("rev-parse", "--git-path", tree.git("symbolic-ref", "HEAD")))
+    locked = [tree.path / branch, *(git_dir / name for name in LOCKS)]
+    locks = [path.with_name(f"{path.name}.lock") for path in locked]
+    for lock in locks:
+        lock.touch()
+    return locks
+
+
+@pytest.mark.parametrize("whose", ["the same task", "its successor"])
+async def test_locks_of_a_git_that_was_killed_do_not_stop_the_next_run(
+    desk: Desk, whose: str
+) -> None:
+    """R8.4: the worktree's own, and that of its branch, which lies in the cache."""
+    user = desk.repository()
+    first = desk.order(user)
+    tree = desk.clone((await run(desk, first)).path)
+    locks = leave_locks(tree)
+    await run(desk, first if "same" in whose else desk.order(user, prior=tree.path))
+    assert [lock for lock in locks if lock.exists()] == []
+    tree.commit("work", "1")
+
+
+async def test_a_repository_that_the_agent_made_is_freed_of_stale_locks_too(desk: Desk) -> None:
+    order = desk.order()
+    own = (await run(desk, order)).path / "own"
+    own.mkdir()
+    tree = desk.clone(own)
+    tree.git("init", "--quiet")
+    locks = leave_locks(tree)
+    await run(desk, order)
+    assert [lock for lock in locks if lock.exists()] == []
+
+
+async def test_a_lock_stays_while_a_git_is_at_work_there(desk: Desk) -> None:
+    """Its claim is free, so no run is; but a person may be."""
+    desk.configure(GitConfig(patience_s=0.2))
+    user = desk.repository()
+    first = await run(desk, desk.order(user))
+    locks = leave_locks(desk.clone(first.path))
+    async with desk.git_at_work(first.path):
+        await run(desk, desk.order(user, prior=first.path))
+    assert [lock for lock in locks if not lock.exists()] == []
+
+
+async def test_a_lock_stays_while_a_process_of_the_earlier_run_lives(desk: Desk) -> None:
+    """Whatever program it is: not every one that writes into a repository is called git."""
+    desk.configure(GitConfig(patience_s=0.2))
+    user = desk.repository()
+    order = desk.order(user)
+    first = await run(desk, order)
+    [*_, index, _, _] = leave_locks(desk.clone(first.path))
+    async with alive("cat", UNDERSTUDY_RUN=str(order.task_id)):
+        await run(desk, desk.order(user, prior=first.path))
+    assert index.exists()
+
+
+async def test_a_git_that_is_about_to_end_is_waited_for(desk: Desk) -> None:
+    user = desk.repository()
+    first = await run(desk, desk.order(user))
+    locks = leave_locks(desk.clone(first.path))
+    async with desk.git_at_work(first.path):
+        with trio.move_on_after(0.5) as waited:
+            await run(desk, desk.order(user, prior=first.path))
+        assert waited.cancelled_caught
+    await run(desk, desk.order(user, prior=first.path))
+    assert [lock for lock in locks if lock.exists()] == []
+
+
+@pytest.mark.parametrize("elsewhere", ["another worktree", "the user's own"])
+async def test_no_lock_is_removed_where_a_git_file_only_leads(desk: Desk, elsewhere: str) -> None:
+    """What an agent writes into its `.git` does not make another repository its own."""
+    user = desk.repository()
+    order = desk.order(user)
+    work = await run(desk, order)
+    other = user if "user" in elsewhere else desk.clone((await run(desk, desk.order(user))).path)
+    git_dir = other.git("rev-parse", "--absolute-git-dir")
+    own = desk.clone(work.path).git("rev-parse", "--absolute-git-dir")
+    (work.path / ".git").write_text(f"gitdir: {git_dir}\n")
+    index = Path(git_dir, "index.lock")
+    index.touch()  # noqa: ASYNC240
+    await run(desk, order)
+    assert index.exists()  # noqa: ASYNC240
+    assert own != git_dir
 
 
 async def test_a_preparation_cut_short_is_begun_again_and_nothing_is_deleted(desk: Desk) -> None:

@@ -72,6 +72,8 @@ class GitConfig:
     network_s: float = 600.0
     grace_s: float = 3.0
     """From SIGTERM, on which git removes its lock files, to SIGKILL."""
+    patience_s: float = 10.0
+    """With somebody else's git, which may hold a lock that we have to get past."""
 
 
 @final

@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from signal import SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM
 from typing import Final, NamedTuple
@@ -69,6 +69,18 @@ def marked(run: str) -> list[Process]:
     """Whatever inherited the run's environment, wherever in the tree it hangs by now (R7.2)."""
     mark = f"{MARKER}={run}".encode()
     return [stat.process for stat in _every_process() if stat.alive and mark in _environ(stat)]
+
+
+def at_work(program: str, places: Collection[Path]) -> list[Process]:
+    """Programs whose name begins so, and whose directory, arguments or environment name a place."""
+    marks = [os.fsencode(place) for place in places]
+    return [
+        stat.process
+        for stat in _every_process()
+        if stat.alive
+        and name(stat.process).startswith(program)
+        and any(mark in trace for trace in _traces(stat) for mark in marks)
+    ]
 
 
 def name(process: Process) -> str:
@@ -144,7 +156,20 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _environ(stat: _Stat) -> list[bytes]:
+    return _read(stat, "environ").split(b"\0")
+
+
+def _traces(stat: _Stat) -> Iterator[bytes]:
     try:
-        return (PROC / str(stat.process.pid) / "environ").read_bytes().split(b"\0")
+        yield os.fsencode(os.readlink(PROC / str(stat.process.pid) / "cwd"))  # noqa: PTH115  As bytes.
     except OSError:
-        return []
+        pass  # It has just ended, or is another user's.
+    yield _read(stat, "cmdline")
+    yield _read(stat, "environ")
+
+
+def _read(stat: _Stat, what: str) -> bytes:
+    try:
+        return (PROC / str(stat.process.pid) / what).read_bytes()
+    except OSError:
+        return b""

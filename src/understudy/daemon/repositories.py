@@ -19,6 +19,14 @@ from understudy.daemon.claims import claim_nowait
 from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git, GitFailed, redact
 from understudy.daemon.origins import BadOrigin, Origin, config_lines, digest, parse_origin
+from understudy.daemon.stale_locks import (
+    cache_of,
+    clear_locks,
+    is_locked,
+    locks_in,
+    own_git_dirs,
+    shared_locks_in,
+)
 
 CONFIG: Final = "understudy.config"
 CREDENTIALS: Final = "understudy.credentials"
@@ -130,10 +138,28 @@ class Repositories:
         async with _alone(cache):
             if self._fetched_at.get(cache, -1) < asked_at:  # No fetch has begun since.
                 started_at = next(self._moments)
+                await self._clear_shared(cache)
                 await self._open(cache, origin)
                 await self._fetch(cache, origin)
                 self._fetched_at[cache] = started_at
             return await self._attach(cache, path, line)
+
+    async def free(self, work: Path, run: str) -> None:
+        """Remove the locks of a git that was killed with `run`, the last that had its home here.
+
+        The caller has claimed the directory. A `.git` that leads elsewhere is left alone.
+        """
+        within_s = self.git.config.patience_s
+        for git_dir in own_git_dirs(work):
+            await clear_locks(locks_in(git_dir, work, run), within_s=within_s)
+        cache = cache_of(work)
+        is_ours = cache is not None and cache.parent == self._caches.resolve()
+        if cache and is_ours and await is_locked(shared_locks_in(cache)):
+            async with _alone(cache):
+                await self._clear_shared(cache)
+
+    async def _clear_shared(self, cache: Path) -> None:
+        await clear_locks(shared_locks_in(cache), within_s=self.git.config.patience_s)
 
     async def _open(self, cache: Path, origin: Origin) -> None:
         if not (cache / CONFIG).exists():

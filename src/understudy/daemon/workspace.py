@@ -113,7 +113,9 @@ async def prepare(order: Order, repositories: Repositories) -> WorkDir:
 async def _prepare(order: Order, repositories: Repositories, claim: Claim, home: Path) -> WorkDir:
     found = read_provenance(home)
     is_reused = False
-    if found is None or not await _is_usable(home, found, repositories):
+    if found is not None and await _is_usable(home, found, repositories):
+        await repositories.free(home / WORK, str(found.task_id))
+    else:
         prior = await _claim_prior(order, repositories, claim)
         is_reused = prior is not None
         if prior is not None:
@@ -186,9 +188,10 @@ async def _is_usable(home: Path, found: Provenance | None, repositories: Reposit
 
 
 async def _take_over(order: Order, repositories: Repositories, home: Path) -> Provenance:
-    """As the earlier run left it, commits, edits and all (R8.6)."""
+    """As the earlier run left it, commits, edits and all (R8.6); but for the locks of its git."""
     earlier = read_provenance(home)
     assert earlier is not None, "claimed as ours a moment ago"
+    await repositories.free(home / WORK, str(earlier.task_id))
     if earlier.task_id == order.task_id:
         return earlier
     head = await head_of(repositories.git, home / WORK) if earlier.branch else None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, final
+
+import trio
 
 from understudy.daemon.briefs import Brief
 from understudy.daemon.git import Git, GitConfig
@@ -101,6 +104,10 @@ class Desk:
         path.chmod(0o755)
         return path
 
+    def git_at_work(self, path: Path) -> AbstractAsyncContextManager[trio.Process]:
+        """A process that looks like a git in this directory, and does nothing."""
+        return alive(str(self.program("git-idle", "#!/bin/sh\nread word\n")), cwd=path)
+
     def order(self, repository: Clone | None = None, *, prior: Path | None = None) -> Order:
         """Another task of the same agent for the same issue."""
         return Order(
@@ -116,3 +123,23 @@ class Desk:
             repository=str(repository.path) if repository else None,
             prior_work_dir=str(prior) if prior else None,
         )
+
+
+@asynccontextmanager
+async def alive(
+    program: str, *, cwd: Path | None = None, **variables: str
+) -> AsyncIterator[trio.Process]:
+    """A program that ends with its stdin. It is there when this is entered, and gone after."""
+    process = await trio.lowlevel.open_process(
+        [program],
+        stdin=subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, **variables},
+    )
+    assert process.stdin is not None
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+        await process.stdin.aclose()
