@@ -579,7 +579,7 @@ async def blocked(board: Board, nursery: trio.Nursery) -> Machine:
     async def poll() -> AsyncIterator[PolledSession]:
         transport = httpx2.MockTransport(answer)
         async with httpx2.AsyncClient(transport=transport, base_url="http://board") as http:
-            yield PolledSession(http)
+            yield PolledSession(http, slots=1)
 
     begun_at, machine = trio.current_time(), Machine()
     machine.link = Link(dial, heartbeat_s=HEARTBEAT_S, dice=Random(7), poll=poll)
