@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Final, TypeAlias, final
 
 import trio
@@ -33,7 +33,7 @@ from understudy.store.database import Database
 from understudy.store.embedded import EmbeddedServer
 from understudy.store.embedded import run_server as run_postgres
 from understudy.store.errors import DatabaseUnavailable
-from understudy.store.notices import Listener, Notifier
+from understudy.store.notices import Dial, Listener, Notifier
 from understudy.store.pool import Pool
 from understudy.supervisor import open_children, sole, supervise
 from understudy.version import VERSION
@@ -59,12 +59,21 @@ async def run_server(
     tree: Branch,
     listeners: Sequence[Socket],
     *,
+    dial: Dial | None = None,
+    dice: Random | None = None,
     task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, then stop: no new requests, streams closed, actors, connections."""
-    async with open_database(config) as database, open_children(stop_s=STOP_S) as children:
+    """Serve until cancelled, then stop: no new requests, streams closed, actors, connections.
+
+    `dial` leads to the database of `config` unless a simulated world has another way to one.
+    """
+    dial = dial or partial(_dial, config)
+    async with (
+        open_database(config, dial, dice) as database,
+        open_children(stop_s=STOP_S) as children,
+    ):
         tail, stopping, node_id = Tail(), trio.Event(), database.new_id()
-        notifier = Notifier(partial(_dial, config), node_id)
+        notifier = Notifier(dial, node_id)
         news = await spawn(
             children,
             tree.child("broadcast"),
@@ -74,7 +83,7 @@ async def run_server(
         )
         cast = Cast(database, node_id=node_id, leases=config.leases, tail=tail, news=news)
         lease = NodeLease(database, config, node_id, partial(_tell_peers, cast, notifier))
-        listener = Listener(partial(_dial, config), node_id, partial(_hear_peers, cast, lease))
+        listener = Listener(dial, node_id, partial(_hear_peers, cast, lease))
         cast.leased_until = lease.ends_at
         sweepers = Sweepers(
             all_sweeps(database, node_id, config.leases, lease.may_judge),
@@ -92,7 +101,6 @@ async def run_server(
         await children.start(
             supervise, tree.child("http"), http, RestartPolicy(), finish=stopping.set
         )
-        gc.freeze()
         task_status.started(site)
         await trio.sleep_forever()
 
@@ -122,6 +130,7 @@ async def run_node(config: ServerConfig) -> None:
             database = own_database(config)
             await children.start(supervise, tree.child("postgres"), database.run, RestartPolicy())
             config = replace(config, database_url=database.url)
+        gc.freeze()
         logger.info("listening on %s", config.address)
         await until_parent_ends(partial(run_server, config, tree, listeners))
 
@@ -150,12 +159,14 @@ def own_database(config: ServerConfig) -> OwnDatabase:
 
 
 @asynccontextmanager
-async def open_database(config: ServerConfig) -> AsyncIterator[Database]:
-    """The database at `config.database_url`, brought up to today's schema."""
-    pool = Pool(partial(_dial, config), size=config.pool_size)
+async def open_database(
+    config: ServerConfig, dial: Dial | None = None, dice: Random | None = None
+) -> AsyncIterator[Database]:
+    """Brought up to today's schema."""
+    pool = Pool(dial or partial(_dial, config), size=config.pool_size)
     try:
         await _bring_up(pool)
-        yield Database(pool, SystemRandom())
+        yield Database(pool, dice or SystemRandom())
     finally:
         await pool.aclose()
 

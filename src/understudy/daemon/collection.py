@@ -11,9 +11,9 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar, TypeVarTuple, Unpack, final
@@ -27,6 +27,7 @@ from understudy.daemon.claims import claim_nowait
 from understudy.daemon.disk import DiskUse, Walked, measure, walk
 from understudy.daemon.git import Git, GitFailed
 from understudy.daemon.locks import is_locked
+from understudy.daemon.machine import here
 from understudy.daemon.record import read_orders, runs_in
 from understudy.daemon.saving import Unsaved, save_plain, save_worktree, unpushed
 from understudy.daemon.workspace import PROVENANCE, WORK, Provenance, read_provenance
@@ -316,8 +317,8 @@ def _remove_tree(path: Path) -> None:
 
 async def _in_thread(function: Callable[[Unpack[Ts]], R], *args: *Ts) -> R:
     """What it reads can be read again, and what it removes goes on being removed later."""
-    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+    return await here().aside(partial(function, *args))
 
 
 def _now() -> float:
-    return time.time()  # noqa: TID251  Files and issues are dated by the wall clock.
+    return here().epoch_s()  # Files and issues are dated by the wall clock.

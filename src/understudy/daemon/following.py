@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from understudy.daemon.git import GitFailed
 from understudy.daemon.hold import Hold
 from understudy.daemon.kept import KeeperGone, KeeperRefused, Kept
 from understudy.daemon.lines import Oversized, Piece
+from understudy.daemon.machine import here
 from understudy.daemon.orders import afresh
 from understudy.daemon.record import RunOrder, heard, note_heard
 from understudy.daemon.rundir import Standing
@@ -69,7 +69,7 @@ class _Follower:
         self.transcript = Transcript(
             self._send, heard(self.kept.run_dir), seq_first=self.order.seq_first
         )
-        now = time.monotonic()
+        now = here().monotonic_s()
         self.times = Times(self.kept.run_dir, now)
         began_at = trio.current_time() - self.times.began_ago_s(now)
         self.watchdog = Watchdog(self.shop.limits, began_at)
@@ -105,14 +105,14 @@ class _Follower:
                     if isinstance(event, Session) and event.is_resumable:
                         self._pin(event.id, senders)
 
-                self.times.note(pieces[-1].end, time.monotonic())
+                self.times.note(pieces[-1].end, here().monotonic_s())
 
     def _events(self, piece: Piece) -> list[Event]:
         if isinstance(piece, Oversized):
             events: list[Event] = [Unparsed("a line too long to read", piece.end - piece.start)]
         else:
             events = self.reader.feed(piece.text)
-        at = trio.current_time() - self.times.ago_s(piece.end, time.monotonic())
+        at = trio.current_time() - self.times.ago_s(piece.end, here().monotonic_s())
         for event in events:
             self.watchdog.see(event, at)
         return events
@@ -141,7 +141,7 @@ class _Follower:
             seq_first = self.transcript.seq_next
             return afresh(order, verdict, seq_first=seq_first, spent=self.reader.usage())
         changes = await self._hand_over(verdict)
-        now = time.time()  # noqa: TID251  Providers say when a quota resets, not in how long.
+        now = here().epoch_s()  # Providers say when a quota resets, not in how long.
         report = reports.judged(
             order, verdict, end, session_id=self.session_id, changes=changes, now=now
         )

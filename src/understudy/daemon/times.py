@@ -8,12 +8,12 @@ while no daemon was there is as old as the file's last change.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
+from understudy.daemon.machine import here
 from understudy.daemon.rundir import OUT
 
 TIMES: Final = "times"
@@ -35,7 +35,7 @@ class Times:
 
     def _changed_at(self, mtime: float, now: float) -> float:
         """A wall clock may be set, to the epoch too: what nobody saw came after what was seen."""
-        age_s = time.time() - mtime  # noqa: TID251  A file's time is that of the wall clock.
+        age_s = here().epoch_s() - mtime  # A file's time is that of the wall clock.
         return min(max(now - age_s, self._notes[-1][1]), now)
 
     def began_ago_s(self, now: float) -> float:

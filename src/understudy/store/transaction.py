@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Final, final
+from typing import Final
 
 import psycopg
 import trio
@@ -14,7 +14,6 @@ from understudy.store.session import Session
 ROLLBACK_S: Final = 5.0
 
 
-@final
 class Transaction:
     """Leaving it by an exception, or cancelled before COMMIT was sent, rolls back.
 

@@ -1,17 +1,19 @@
 """The database under a virtual clock (gate A): each statement is one instant of trio's time.
 
 A transaction is one instant too: nobody runs between its statements, so nobody can meet its locks.
-Races inside PostgreSQL are therefore not to be seen here; they have tests of their own.
+Races inside PostgreSQL are therefore not to be seen here; they have tests of their own. So all
+connections of a world can share one session, whose plans are made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
+from types import TracebackType
 from typing import Final, Literal, Protocol, TypeVar, final
 
 import trio
@@ -19,13 +21,14 @@ from psycopg.pq.abc import PGresult
 from psycopg.waiting import Ready, Wait
 
 from understudy.store import schema
-from understudy.store.connection import Ask, Connection
+from understudy.store.connection import Ask, Connection, Notification
 from understudy.store.database import Database
 from understudy.store.dialling import open_session
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
 from understudy.store.session import Session
-from understudy.store.statements import Statement
+from understudy.store.statements import Statement, StatementCache
+from understudy.store.transaction import Transaction
 from understudy.store.waits import BlockingWaits
 
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,6 +40,8 @@ TABLES: Final = (
 EMPTY: Final = "truncate {} restart identity cascade".format(
     ", ".join(f"understudy.{table}" for table in TABLES)
 )
+COMMIT: Final = "commit"
+HEARD_MAX: Final = 1000
 
 A = TypeVar("A")
 
@@ -50,7 +55,9 @@ class Fault:
 
 
 class StatementFaults(Protocol):
-    def __call__(self, sql: str) -> Fault | None: ...
+    def __call__(self, sql: str) -> Fault | None:
+        """Asked of each statement, of `connect` and of `commit`."""
+        ...
 
 
 def no_faults(sql: str) -> Fault | None:
@@ -62,29 +69,64 @@ async def open_virtual_database(
     dsn: str, dice: Random, *, faults: StatementFaults = no_faults, size: int = 8
 ) -> AsyncIterator[Database]:
     """The database at `dsn` with our schema and nothing in it."""
-    pool = virtual_pool(dsn, faults, size=size)
+    postgres = await VirtualPostgres.open(dsn)
     try:
-        async with pool.connection() as connection:
-            await schema.bring_up(connection)
-            await connection.run_script(EMPTY)
+        await postgres.empty()
+        pool = Pool(partial(postgres.connect, faults), size=size)
         yield Database(pool, dice)
-    finally:
         await pool.aclose()
+    finally:
+        postgres.close()
 
 
-def virtual_pool(dsn: str, faults: StatementFaults, *, size: int = 8) -> Pool:
-    """Further connections to it, with faults of their own: another node's."""
-    return Pool(partial(_open, dsn, faults), size=size)
+@final
+class VirtualPostgres:
+    """PostgreSQL as the worlds that come one after the other see it."""
 
+    def __init__(self, session: Session, waits: _Waits) -> None:
+        self.session = session
+        self.statements = StatementCache(1000)
+        self.statements_run = 0
+        self.told_at: float | None = None
+        self._waits = waits
+        self._listeners: list[trio.MemorySendChannel[Notification]] = []
 
-async def _open(dsn: str, faults: StatementFaults) -> Connection:
-    if (fault := faults("connect")) is not None and fault.kind == "lost_request":
-        raise DatabaseUnavailable("nobody answers")
-    waits = _Waits()
-    options = {"lock_timeout": "100ms"}
-    session = await open_session(dsn, options, waits)
-    waits.session = session
-    return VirtualConnection(session, faults)
+    @classmethod
+    async def open(cls, dsn: str) -> VirtualPostgres:
+        """With our schema."""
+        waits = _Waits()
+        session = await open_session(dsn, {"lock_timeout": "100ms"}, waits)
+        waits.session = session
+        postgres = cls(session, waits)
+        await schema.bring_up(await postgres.connect(no_faults))
+        return postgres
+
+    async def empty(self) -> None:
+        """For the next world."""
+        self.told_at = None
+        self._listeners.clear()
+        await self.session.command(EMPTY.encode())
+
+    async def connect(self, faults: StatementFaults) -> Connection:
+        await trio.lowlevel.checkpoint()
+        if (fault := faults("connect")) is not None and fault.kind == "lost_request":
+            raise DatabaseUnavailable("nobody answers")
+        return VirtualConnection(self, faults)
+
+    def notify(self, channel: str, payload: str) -> None:
+        for listener in self._listeners:
+            try:
+                listener.send_nowait(Notification(channel, payload, 0))
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                pass  # Its connection is gone, or nobody reads it any more.
+
+    def listen(self) -> trio.MemoryReceiveChannel[Notification]:
+        send, receive = trio.open_memory_channel[Notification](HEARD_MAX)
+        self._listeners.append(send)
+        return receive
+
+    def close(self) -> None:
+        self.session.close()
 
 
 @final
@@ -105,33 +147,99 @@ class _Waits:
 
 @final
 class VirtualConnection(Connection):
-    def __init__(self, session: Session, faults: StatementFaults) -> None:
-        super().__init__(session)
+    def __init__(self, postgres: VirtualPostgres, faults: StatementFaults) -> None:
+        super().__init__(postgres.session)
+        self._statements = postgres.statements
+        self._postgres = postgres
         self._faults = faults
-        self._told_at: float | None = None
+        self._is_closed = False
+        self._news: trio.MemoryReceiveChannel[Notification] | None = None
 
     async def _run(
         self, sql: str, arguments: Sequence[A], ask: Ask[A]
     ) -> tuple[list[PGresult], Statement]:
+        self.check_open()
         fault = self._faults(sql)
         if fault is not None and fault.kind == "lost_request":
-            self._lose("before it was executed")
+            self.lose("before it was executed")
         if fault is not None and fault.kind == "slow" and not self._session.in_transaction:
             await trio.sleep(fault.seconds)
         await self._tell_time()
+        self.check_open()
+        self._postgres.statements_run += 1
         answer = await super()._run(sql, arguments, ask)
+        if "pg_notify" in sql:
+            channel, payload = arguments
+            self._postgres.notify(str(channel), str(payload))
         if fault is not None and fault.kind == "lost_answer":
-            self._lose("after it was executed")
+            self.lose("after it was executed")
         return answer
 
     async def _tell_time(self) -> None:
         now = trio.current_time()
-        if now != self._told_at:
+        if now != self._postgres.told_at:
             moment = (EPOCH + timedelta(seconds=now)).isoformat()
             await super()._run(SET_TIME, [moment], Statement.ask)
             # What a transaction sets is taken back with it.
-            self._told_at = None if self._session.in_transaction else now
+            self._postgres.told_at = None if self._session.in_transaction else now
 
-    def _lose(self, when: str) -> None:
+    def transaction(self) -> Transaction:
+        self.check_open()
+        return VirtualTransaction(self._session, self, self._faults)
+
+    async def listen(self, channel: str) -> None:
+        await self.execute("select 1")
+        self._news = self._postgres.listen()
+
+    async def notifications(self) -> AsyncGenerator[Notification]:
+        assert self._news is not None
+        async for notification in self._news:
+            self.check_open()
+            yield notification
+        raise DatabaseUnavailable("the connection was lost")
+
+    def is_usable(self) -> bool:
+        return not self._is_closed and self._session.is_idle
+
+    def close(self) -> None:
+        self._is_closed = True
+        if self._news is not None:
+            self._news.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._is_closed
+
+    def check_open(self) -> None:
+        if self._is_closed:
+            raise DatabaseUnavailable("the connection is closed")
+
+    def lose(self, when: str) -> None:
         self.close()
         raise DatabaseUnavailable(f"the connection was lost {when}")
+
+
+@final
+class VirtualTransaction(Transaction):
+    """Its commit, too, may be lost on the way there or on the way back."""
+
+    def __init__(
+        self, session: Session, connection: VirtualConnection, faults: StatementFaults
+    ) -> None:
+        super().__init__(session)
+        self._connection = connection
+        self._faults = faults
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        fault = None if error is not None or self._is_savepoint else self._faults(COMMIT)
+        if fault is not None and fault.kind == "lost_request":
+            await self._roll_back()
+            self._connection.lose("before the commit")
+        await super().__aexit__(kind, error, traceback)
+        if fault is not None and fault.kind == "lost_answer":
+            self._connection.lose("after the commit")
