@@ -22,6 +22,7 @@ GROUPS: Final = {
     "runtime": "understudy.cli.runtimes",
     "tree": "understudy.cli.people",
     "demo": "understudy.cli.demo",
+    "torture": "understudy.cli.torture",
 }
 
 
@@ -60,6 +61,7 @@ HELP: Final = {
     "runtime": "list, ping, remove: the machines and the agent CLIs they offer",
     "tree": "What the server runs: actors, restarts, mailboxes.",
     "demo": "Three runs, the daemon killed in the middle, nothing lost.",
+    "torture": "Whole installations under faults, in virtual time; a seed replays each.",
     "version": "The version that is installed.",
 }
 
