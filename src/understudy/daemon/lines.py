@@ -44,13 +44,9 @@ class LineSplitter:
         self._text = bytearray()
 
     def feed(self, data: bytes) -> list[Line | Oversized]:
-        lines = []
-        position = 0
-        while (newline := data.find(b"\n", position)) >= 0:
-            self._grow(data[position:newline])
-            lines.append(self._end_line())
-            position = newline + 1
-        self._grow(data[position:])
+        *ends, rest = data.split(b"\n")
+        lines = [self._end_line(end) for end in ends]
+        self._grow(rest)
         return lines
 
     def finish(self) -> Torn | None:
@@ -65,10 +61,10 @@ class LineSplitter:
         else:
             self._text = bytearray()
 
-    def _end_line(self) -> Line | Oversized:
-        start, size = self.start, self._end - self.start
-        self.start = self._end = self._end + 1
-        text, self._text = self._text, bytearray()
+    def _end_line(self, end: bytes) -> Line | Oversized:
+        start, size = self.start, self._end - self.start + len(end)
+        self.start = self._end = start + size + 1
+        begin, self._text = self._text, bytearray()
         if size > self._line_max:
             return Oversized(start, self._end)
-        return Line(start, self._end, bytes(text))
+        return Line(start, self._end, bytes(begin + end) if begin else end)

@@ -32,7 +32,10 @@ from understudy.daemon.backends.backend import (
 
 BATCH_S: Final = 0.5
 BATCH_BYTES: Final = 64 * 1024
-BATCH_MAX: Final = 200
+"""So much is sent without waiting for more."""
+BATCH_BYTES_MAX: Final = 512 * 1024
+"""What has come while a batch was under way travels together, below what proxies let pass."""
+BATCH_MAX: Final = 2000
 UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Beyond that the reader waits for the server: the rest is safe in the spool."""
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -126,8 +129,11 @@ class Transcript:
 
     def _take(self) -> list[Message]:
         batch, total = list[Message](), 0
-        while self._unsent and total < BATCH_BYTES and len(batch) < BATCH_MAX:
-            message, size = self._unsent.popleft()
+        while self._unsent and len(batch) < BATCH_MAX:
+            message, size = self._unsent[0]
+            if batch and total + size > BATCH_BYTES_MAX:
+                break
+            self._unsent.popleft()
             batch.append(message)
             total += size
         self._unsent_bytes -= total

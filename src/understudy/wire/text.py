@@ -13,7 +13,6 @@ T = TypeVar("T")
 NUL: Final = b"\\u0000"
 NESTING_MAX: Final = 100
 """Far below what Python's stack bears: what was let in is encoded again, deeper in the stack."""
-STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 TOO_DEEP: Final = "the body is nested too deeply"
 BRACKETS: Final = re.compile(rb"[][{}]")
 
@@ -47,8 +46,10 @@ def _is_deep(raw: bytes) -> bool:
     """Of valid JSON, where every string has its end."""
     if raw.count(b"[") + raw.count(b"{") <= NESTING_MAX:
         return False
+    without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside_strings = b"".join(without_escapes.split(b'"')[::2])
     depth = 0
-    for bracket in BRACKETS.findall(STRINGS.sub(b"", raw)):
+    for bracket in BRACKETS.findall(outside_strings):
         depth += 1 if bracket in b"[{" else -1
         if depth > NESTING_MAX:
             return True

@@ -18,6 +18,8 @@ RESULT_LINE: Final = (
     r'"type"\s*:\s*"result"\s*[,}]'
 )
 
+_json: Final = json.JSONDecoder(strict=False)
+
 
 @final
 class Frame:
@@ -55,8 +57,10 @@ class Frame:
 
 def decode(line: bytes) -> Frame | None:
     """The JSON object on the line, its strings cleaned and cut; None if there is none."""
+    if not line.lstrip().startswith(b"{"):
+        return None
     try:
-        fields = _clean(json.loads(_utf8(line), strict=False))
+        fields = _clean(_json.decode(_utf8(line)))
     except (ValueError, RecursionError):
         return None
     return Frame(fields) if isinstance(fields, dict) else None
