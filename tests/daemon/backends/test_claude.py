@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from understudy.core.failures import FailureReason
+from understudy.core.limits import Limits
 from understudy.daemon.backends.backend import (
     Completed,
     Event,
@@ -28,7 +29,9 @@ from understudy.daemon.backends.backend import (
 )
 from understudy.daemon.backends.claude import Claude
 from understudy.daemon.backends.claude_reader import ClaudeReader
+from understudy.daemon.watchdog import Watchdog
 
+LIMITS = Limits()
 OURS, OTHER = "0f8fad5b-d9cb-469f-a165-70867728950e", "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 SPEC = RunSpec(
     prompt="go", work_dir="/work-dir", run_dir="/run-dir", env={}, executable="/bin/claude"
@@ -391,6 +394,35 @@ def test_a_tools_blocks_are_one_text() -> None:
     block = {"type": "tool_result", "tool_use_id": "t1", "content": content, "is_error": True}
     events, _, _ = read(init(), {"type": "user", "message": {"content": [block]}})
     assert events[-1] == ToolResult("t1", "seen:\n[image]", is_error=True)
+
+
+SEARCHED = {"type": "web_search_result", "title": "Trio", "url": "https://example.org/trio"}
+TIMED_OUT = {"type": "web_fetch_tool_result_error", "error_code": "url_not_accessible"}
+PRINTED = {"type": "code_execution_result", "stdout": "42\n", "return_code": 0}
+TOLD = {"type": "text", "text": "seen"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "output", "is_error"),
+    [
+        ("web_search_tool_result", [SEARCHED], "Trio https://example.org/trio", False),
+        ("web_fetch_tool_result", TIMED_OUT, "url_not_accessible", True),
+        ("bash_code_execution_tool_result", PRINTED, "42\n", False),
+        ("mcp_tool_result", [TOLD], "seen", False),
+    ],
+)
+def test_a_tool_that_runs_at_the_provider_has_returned_when_the_answer_says_so(
+    kind: str, content: object, output: str, *, is_error: bool
+) -> None:
+    """R4.10: or the run would count as inside it for ever, and be left alone for 2 h."""
+    use = {"type": "server_tool_use", "id": "t1", "name": "web_search", "input": {"query": "x"}}
+    result = {"type": kind, "tool_use_id": "t1", "content": content}
+    watchdog = Watchdog(LIMITS, began_at=0.0)
+    events, _, _ = read(assistant(use), assistant(result))
+    for event in events:
+        watchdog.see(event, at=1.0)
+    assert ToolResult("t1", output, is_error) in events
+    assert watchdog.due == 1.0 + LIMITS.silence_s
 
 
 def test_an_unknown_frame_is_kept_by_its_beginning() -> None:

@@ -225,16 +225,26 @@ def _model_usage(name: str, usage: Frame) -> Usage:
     )
 
 
-def _block(block: Frame) -> Text | Thinking | ToolUse | None:
+def _block(block: Frame) -> Text | Thinking | ToolUse | ToolResult | None:
     match block.text("type"):
         case "text" if block.text("text"):
             return Text(block.text("text"))
         case "thinking" if block.text("thinking"):
             return Thinking(block.text("thinking"))
-        case "tool_use" | "server_tool_use":
+        case "tool_use" | "server_tool_use" | "mcp_tool_use":
             return ToolUse(block.text("id"), block.text("name"), block.frame("input").fields)
+        case kind if kind.endswith("_tool_result"):
+            return _provider_result(block)
         case _:
             return None
+
+
+def _provider_result(block: Frame) -> ToolResult:
+    """Of a tool that runs at the provider: it comes in the answer, in a shape for each tool."""
+    content = block.frame("content")
+    error = content.text("error_code")
+    output = error or content.text("stdout") or _output(block)
+    return ToolResult(block.text("tool_use_id"), output, bool(error) or block.flag("is_error"))
 
 
 def _tool_results(frame: Frame) -> list[Event]:
@@ -246,8 +256,12 @@ def _tool_results(frame: Frame) -> list[Event]:
 
 
 def _output(block: Frame) -> str:
-    parts = [part.text("text") or f"[{part.text('type')}]" for part in block.frames("content")]
-    return block.text("content") or "\n".join(parts)
+    return block.text("content") or "\n".join(map(_part, block.frames("content")))
+
+
+def _part(part: Frame) -> str:
+    link = f"{part.text('title')} {part.text('url')}".strip()
+    return part.text("text") or link or f"[{part.text('type')}]"
 
 
 def _retry(frame: Frame) -> Retry:
