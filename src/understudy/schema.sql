@@ -991,6 +991,7 @@ begin
     ('runtime_recovery', true, null::int, '{0}', false, true),
     ('runtime_shutdown', true, null::int, '{0}', false, true),
     ('keeper_lost', true, null::int, '{0}', false, true),
+    ('agent_killed', true, null::int, '{0}', false, true),
     ('prepare_failed', true, null::int, '{0}', false, true),
     ('agent_stalled', true, null::int, '{0}', false, false),
     ('provider_network', true, 4, '{0,5,30}', false, true),

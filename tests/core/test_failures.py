@@ -9,7 +9,7 @@ from understudy.store.schema import schema_sql
 
 RETRYABLE = (
     "timeout runtime_offline runtime_recovery runtime_shutdown agent_stalled provider_network"
-    " provider_overloaded prepare_failed quota_exhausted keeper_lost"
+    " provider_overloaded prepare_failed quota_exhausted keeper_lost agent_killed"
 )
 NEVER = (
     "agent_error auth context_overflow model_unavailable missing_config executable_missing"

@@ -348,6 +348,21 @@ async def test_a_killed_daemon_stops_no_agent(bench: Bench, nursery: trio.Nurser
     assert bench.times_started() == 1
 
 
+async def test_an_agent_that_was_killed_has_not_failed_at_its_work(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R5.1: by the OOM killer, say. It is tried again, and goes on with its session."""
+    working_on(bench)
+    nursery.start_soon(bench.run, bench.task)
+    await bench.wait_working()
+    agent = bench.kept.state().agent_pid
+    assert agent is not None
+    os.kill(agent, signal.SIGKILL)
+    await bench.wait(lambda: bench.server.reports)
+    assert failure(bench).failure_reason == FailureReason.AGENT_KILLED
+    assert "signal 9" in failure(bench).error
+
+
 async def test_a_keeper_that_was_killed_is_reported_and_its_agent_is_gone(
     bench: Bench, nursery: trio.Nursery
 ) -> None:

@@ -19,6 +19,7 @@ class FailureReason(StrEnum):
     RUNTIME_RECOVERY = "runtime_recovery"
     RUNTIME_SHUTDOWN = "runtime_shutdown"
     KEEPER_LOST = "keeper_lost"
+    AGENT_KILLED = "agent_killed"  # By a signal that was not ours; its keeper lived to tell.
     PREPARE_FAILED = "prepare_failed"
     POISON = "poison"
     QUEUED_EXPIRED = "queued_expired"
@@ -70,6 +71,7 @@ POLICIES: Final[dict[FailureReason, FailurePolicy]] = {
     R.RUNTIME_RECOVERY: AT_ONCE,
     R.RUNTIME_SHUTDOWN: AT_ONCE,
     R.KEEPER_LOST: AT_ONCE,
+    R.AGENT_KILLED: AT_ONCE,
     R.PREPARE_FAILED: AT_ONCE,
     R.AGENT_STALLED: FailurePolicy(is_retryable=True, resume=False),
     R.PROVIDER_NETWORK: FailurePolicy(is_retryable=True, attempts_max=4, delays_s=(0.0, 5.0, 30.0)),

@@ -14,6 +14,7 @@ REASONS: Final[Mapping[FailureReason, str]] = {
     R.RUNTIME_RECOVERY: "Lost when its daemon restarted",
     R.RUNTIME_SHUTDOWN: "Daemon was stopped",
     R.KEEPER_LOST: "Killed from outside",
+    R.AGENT_KILLED: "Agent was killed",
     R.PREPARE_FAILED: "Could not prepare",
     R.POISON: "Took its machine down twice",
     R.QUEUED_EXPIRED: "Waited too long",

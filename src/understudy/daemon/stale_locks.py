@@ -56,11 +56,16 @@ def cache_of(work: Path) -> Path | None:
 def _linked(work: Path) -> Path | None:
     """The git directory of a worktree, if that says that it is this one's."""
     try:
-        git_dir = Path((work / ".git").read_text().removeprefix("gitdir: ").strip())
-        is_mutual = Path((git_dir / "gitdir").read_text().strip()).resolve() == work / ".git"
+        git_dir = work / (work / ".git").read_text().removeprefix("gitdir: ").strip()
+        is_mutual = _told_back(git_dir / "gitdir") == work / ".git"
     except (OSError, UnicodeDecodeError):
         return None
     return git_dir.resolve() if is_mutual else None
+
+
+def _told_back(gitdir: Path) -> Path:
+    """The `.git` of the worktree that one of its cache's directories is for."""
+    return (gitdir.parent / gitdir.read_text().strip()).resolve()
 
 
 def locks_in(git_dir: Path, work: Path, run: str) -> Site:
@@ -69,9 +74,8 @@ def locks_in(git_dir: Path, work: Path, run: str) -> Site:
 
 def shared_locks_in(cache: Path) -> Site:
     """Of what all its worktrees share. Ask, and clear, only under the cache's lock."""
-    gitdirs = [each.read_text().strip() for each in cache.glob("worktrees/*/gitdir")]
-    places = (cache, *(Path(each).parent for each in gitdirs))
-    return Site(partial(_shared, cache), places)
+    worktrees = [_told_back(each).parent for each in cache.glob("worktrees/*/gitdir")]
+    return Site(partial(_shared, cache), (cache.resolve(), *worktrees))
 
 
 async def is_locked(site: Site) -> bool:

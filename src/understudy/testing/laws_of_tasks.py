@@ -27,8 +27,8 @@ FOLLOWS: Final = {
 }
 ATTEMPTS: Final = {
     "timeout": 2, "runtime_offline": 2, "runtime_recovery": 2, "runtime_shutdown": 2,
-    "keeper_lost": 2, "prepare_failed": 2, "agent_stalled": 2, "provider_network": 4,
-    "provider_overloaded": 2, "quota_exhausted": 5,
+    "keeper_lost": 2, "agent_killed": 2, "prepare_failed": 2, "agent_stalled": 2,
+    "provider_network": 4, "provider_overloaded": 2, "quota_exhausted": 5,
 }  # fmt: skip
 """R5.2: who is tried again, and how often in all."""
 SILENCE_S: Final = 45.0

@@ -359,6 +359,9 @@ def test_a_result_counts_however_the_program_ended(dialect: Dialect, why: str) -
         (Exit("orphaned", signal=15), FailureReason.RUNTIME_OFFLINE),
         (Exit("keeper_sigterm", signal=15), FailureReason.RUNTIME_SHUTDOWN),
         (Exit("spool_full", signal=15), FailureReason.ITERATION_LIMIT),
+        (Exit("exited", signal=9), FailureReason.AGENT_KILLED),
+        (Exit("exited", signal=11), FailureReason.AGENT_KILLED),
+        (Exit("exited", code=143), FailureReason.AGENT_KILLED),
         (Exit("spawn_failed", error="No such file"), FailureReason.EXECUTABLE_MISSING),
         (Exit("a keeper of tomorrow", code=0), FailureReason.UNKNOWN),
     ],
@@ -379,12 +382,29 @@ def test_a_failure_that_is_told_is_not_taken_for_an_answer(dialect: Dialect) -> 
     assert "Overloaded" in verdict.error
 
 
-@pytest.mark.parametrize("status", [Exit("exited", code=1), Exit("exited", signal=11)])
-def test_a_crash_is_told_with_the_last_words(dialect: Dialect, status: Exit) -> None:
+def test_a_failure_that_is_told_counts_however_the_program_ended(dialect: Dialect) -> None:
+    """R5.1: a signal that comes later explains nothing."""
+    lines = [dialect.session, dialect.failure]
+    _, verdict, _ = read(dialect, lines, Exit("exited", signal=15))
+    assert isinstance(verdict, Failed)
+    assert verdict.reason is FailureReason.PROVIDER_OVERLOADED
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (Exit("exited", code=1), FailureReason.AGENT_ERROR),
+        (Exit("exited", signal=11), FailureReason.AGENT_KILLED),
+    ],
+)
+def test_a_crash_is_told_with_the_last_words(
+    dialect: Dialect, status: Exit, reason: FailureReason
+) -> None:
+    """R5.1: ended by a signal it has not answered, and is tried again."""
     reader = dialect.backend.reader(dialect.spec())
     verdict = reader.finish(status, "Segmentation\0fault\n")
     assert isinstance(verdict, Failed)
-    assert verdict.reason is FailureReason.AGENT_ERROR
+    assert verdict.reason is reason
     assert "Segmentationfault" in verdict.error
 
 

@@ -82,6 +82,8 @@ class AcpReader:
             return stopped
         if self._failed:
             return self._failed
+        if killed := ends.killed(self._program, end, stderr_tail):
+            return killed
         if self._heard:
             return Failed(FailureReason.NO_RESULT, f"no result: {told}")
         return classify(Frame({"message": told}), told)

@@ -77,6 +77,9 @@ class ClaudeReader:
             return stopped
         if refused:
             return refused
+        killed = ends.killed("claude", end, stderr_tail)
+        if killed and not self._result:
+            return killed
         told = ends.told("claude", end, stderr_tail)
         if self._frames and not self._result:
             return Failed(FailureReason.NO_RESULT, f"no result: {told}")

@@ -92,6 +92,8 @@ class CodexReader:
         told = ends.told("codex", end, stderr_tail)
         if self._error and (self._turn or self._refusal):
             return classify(self._error, told, self._resets_at)
+        if killed := ends.killed("codex", end, stderr_tail):
+            return killed
         if self._heard:
             return Failed(FailureReason.NO_RESULT, f"no result: {told}")
         return classify(Frame({"message": told}), told, None)

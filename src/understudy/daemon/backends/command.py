@@ -108,9 +108,9 @@ class CommandReader:
     def finish(self, end: Exit, stderr_tail: str) -> Verdict:
         if self._result:
             return self._concluded(self._result)
-        stopped = ends.stopped(self._program, end)
-        if stopped:
-            return stopped
+        ended = ends.stopped(self._program, end) or ends.killed(self._program, end, stderr_tail)
+        if ended:
+            return ended
         told = ends.told(self._program, end, stderr_tail)
         if end.code != 0:
             return Failed(FailureReason.AGENT_ERROR, told)

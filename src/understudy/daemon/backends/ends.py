@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from typing import Final
+
 from understudy.core.failures import FailureReason
 from understudy.daemon.backends.backend import Exit, Failed
 from understudy.daemon.backends.frames import clean
 from understudy.daemon.rundir import Why
+
+KILLED: Final = frozenset(128 + number for number in (SIGHUP, SIGINT, SIGKILL, SIGTERM))
+"""How a program that catches a signal, and a shell whose last command it ended, exit by custom."""
 
 
 def stopped(program: str, end: Exit) -> Failed | None:
@@ -33,6 +39,14 @@ def stopped(program: str, end: Exit) -> Failed | None:
         case slug:
             error = f"{program} was stopped: {end.error or slug}"
             return Failed(reason(slug, FailureReason.UNKNOWN), error)
+
+
+def killed(program: str, end: Exit, stderr_tail: str) -> Failed | None:
+    """The failure of a program that a signal ended before it told of any end, and not by our order:
+    the OOM killer, a person, a crash of its own. That says nothing of its work."""
+    if end.why != Why.EXITED or (end.signal is None and end.code not in KILLED):
+        return None
+    return Failed(FailureReason.AGENT_KILLED, told(program, end, stderr_tail))
 
 
 def reason(slug: str, otherwise: FailureReason) -> FailureReason:
