@@ -95,6 +95,18 @@ async def test_a_server_that_is_away_is_found(anywhere: Call) -> None:
     assert "-> start it: understudy up" in done.stdout
 
 
+async def test_a_proxy_that_is_not_spoken_is_found(anywhere: Call) -> None:
+    """And crashes nothing else that goes to the server."""
+    surroundings = {"UNDERSTUDY_SERVER": "http://board.example", "UNDERSTUDY_TOKEN": "x"}
+    for proxy in ("socks5://127.0.0.1:1", "what://127.0.0.1:1", "http://127.0.0.1:port"):
+        environment = {**surroundings, "ALL_PROXY": proxy, "NO_PROXY": "", "no_proxy": ""}
+        done = await anywhere("doctor", **environment)
+        assert "BROKEN  server       the proxy in the environment is not spoken" in done.stdout
+        assert "-> HTTPS_PROXY, HTTP_PROXY and ALL_PROXY have to name an HTTP" in done.stdout
+        done = await anywhere("issue", "list", **environment)
+        assert (done.exit_code, "SOCKS is not spoken" in done.stderr) == (6, True)
+
+
 def answer(status: int, body: object, **headers: str) -> httpx2.Response:
     return httpx2.Response(status, json=body, headers=headers)
 

@@ -111,3 +111,13 @@ async def test_gc_on_a_machine_that_never_worked(anywhere: Call) -> None:
     done = await anywhere("gc", "--explain")
     assert done.exit_code == 0
     assert "There are no work directories." in done.stdout
+
+
+async def test_a_proxy_that_is_not_spoken_is_said(
+    anywhere: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home))
+    machine = MachineKey(server="http://board.example", key="usd_x", workspace_id="")
+    credentials.save(Credentials(machine=machine))
+    done = await anywhere("gc", ALL_PROXY="socks5://127.0.0.1:1", NO_PROXY="", no_proxy="")
+    assert (done.exit_code, "SOCKS is not spoken" in done.stderr) == (6, True)

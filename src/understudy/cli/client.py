@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn, TypeVar, final
 from urllib.parse import urlsplit
 
 import click
@@ -23,6 +23,8 @@ RECONNECT_PAUSE_S: Final = 1.0
 FAILED, USAGE, NOT_FOUND, CONFLICT, FORBIDDEN, AWAY = 1, 2, 3, 4, 5, 6
 """Exit codes, by the class of failure. `tasks.ENDS` has those of a run that was watched."""
 BY_STATUS: Final = {400: USAGE, 401: FORBIDDEN, 403: FORBIDDEN, 404: NOT_FOUND, 409: CONFLICT}
+
+H = TypeVar("H")
 
 AGENT_KEY: Final = "usa_"
 AGENT_MAY: Final = (
@@ -45,12 +47,11 @@ class Client:
 
         self.server = server.rstrip("/")
         self._is_agent = key is not None and key.startswith(AGENT_KEY)
-        self._http = httpx2.Client(
-            base_url=self.server,
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=CALL_S,
-            trust_env=not is_loopback(self.server),
-        )
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        try:
+            self._http = open_http(httpx2.Client, self.server, headers=headers, timeout=CALL_S)
+        except UnspokenProxy as unspoken:
+            give_up(str(unspoken), AWAY)
         click.get_current_context().call_on_close(self._http.close)
 
     def get(self, path: str, **query: object) -> Any:
@@ -141,6 +142,24 @@ def split_link(link: str) -> tuple[str, str]:
     if parts.scheme not in {"http", "https"} or not parts.netloc or not secret:
         give_up(f"{link} is no link: give the whole of it, with http:// in front", USAGE)
     return f"{parts.scheme}://{parts.netloc}", secret
+
+
+class UnspokenProxy(Exception):
+    """The environment names a proxy that is none of HTTP's."""
+
+
+def open_http(make: Callable[..., H], server: str, **settings: object) -> H:
+    """`make`: of a client of httpx's. Raises `UnspokenProxy`."""
+    import httpx2
+
+    try:
+        return make(base_url=server, trust_env=not is_loopback(server), **settings)
+    except (ImportError, ValueError, httpx2.InvalidURL):
+        raise UnspokenProxy(
+            "the proxy in the environment is not spoken here: HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            " have to name an HTTP proxy (http://host:port; SOCKS is not spoken), or NO_PROXY the"
+            " server"
+        ) from None
 
 
 def is_loopback(server: str) -> bool:

@@ -28,7 +28,7 @@ from understudy.cli.checks import (
     permissions,
     runs,
 )
-from understudy.cli.client import FAILED, is_loopback
+from understudy.cli.client import FAILED, UnspokenProxy, is_loopback, open_http
 from understudy.cli.credentials import Credentials
 from understudy.cli.output import json_option, show_json
 from understudy.config import Home
@@ -121,9 +121,13 @@ def _server(known: Credentials, now: float) -> Iterator[Finding]:
         repair = "`understudy up` starts one here; `understudy join LINK` joins one"
         yield broken("server", "this machine belongs to no server", repair)
         return
-    with httpx2.Client(
-        base_url=server, timeout=ANSWER_S, trust_env=not is_loopback(server)
-    ) as http:
+    try:
+        client = open_http(httpx2.Client, server, timeout=ANSWER_S)
+    except UnspokenProxy as unspoken:
+        what, _, repair = str(unspoken).partition(": ")
+        yield broken("server", what, repair)
+        return
+    with client as http:
         try:
             answer = http.get("/api/health")
         except httpx2.TransportError as error:

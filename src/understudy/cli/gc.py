@@ -9,7 +9,7 @@ from uuid import UUID
 import click
 
 from understudy.cli import credentials
-from understudy.cli.client import is_loopback
+from understudy.cli.client import AWAY, UnspokenProxy, give_up, open_http
 from understudy.cli.credentials import MachineKey
 from understudy.cli.limits import DAY_S, DEFAULTS
 from understudy.cli.output import json_option, show_json, show_table
@@ -44,7 +44,10 @@ def gc(*, explain: bool, is_dry: bool, keep_days: float, as_json: bool) -> None:
     """
     import trio
 
-    done = trio.run(_collect, keep_days * DAY_S, is_dry)
+    try:
+        done = trio.run(_collect, keep_days * DAY_S, is_dry)
+    except UnspokenProxy as unspoken:
+        give_up(str(unspoken), AWAY)
     if as_json:
         show_json(_as_json(done, is_dry=is_dry))
         return
@@ -65,12 +68,9 @@ async def _collect(kept_s: float, is_dry: bool) -> Pass:  # noqa: FBT001  trio.r
 
     machine, home = credentials.load().machine, credentials.home().daemon
     machine = machine or MachineKey(server="http://127.0.0.1", key="", workspace_id="")
-    async with httpx2.AsyncClient(
-        base_url=machine.server,
-        headers={"Authorization": f"Bearer {machine.key}"},
-        timeout=ANSWER_S,
-        trust_env=not is_loopback(machine.server),
-    ) as http:
+    headers = {"Authorization": f"Bearer {machine.key}"}
+    client = open_http(httpx2.AsyncClient, machine.server, headers=headers, timeout=ANSWER_S)
+    async with client as http:
         git = Git(os.environ)
         collection = Collection(home, git, machine.workspace_id, kept_s, _asking(http))
         return await collection.go(is_dry=is_dry)
