@@ -13,7 +13,7 @@ import click
 import msgspec
 import trio
 
-from bench import lifecycles, machine, past, report, round_trips, starts, stream
+from bench import idle, lifecycles, machine, past, report, round_trips, starts, stream
 from bench.installation import durable_server
 from understudy.store.binaries import find_binaries
 
@@ -31,6 +31,8 @@ class Extent:
     past_tasks: int
     past_rounds: int
     stream_mb: int
+    idle_s: float
+    keepers: int
 
 
 FULL: Final = Extent(
@@ -43,6 +45,8 @@ FULL: Final = Extent(
     past_tasks=1_000_000,
     past_rounds=2000,
     stream_mb=100,
+    idle_s=60,
+    keepers=10,
 )
 QUICK: Final = Extent(
     trip_rounds=3,
@@ -54,6 +58,8 @@ QUICK: Final = Extent(
     past_tasks=50_000,
     past_rounds=500,
     stream_mb=10,
+    idle_s=15,
+    keepers=1,
 )
 
 
@@ -86,10 +92,14 @@ def main(*, quick: bool, as_json: bool) -> None:
         _show(report.past(remembered, extent.past_tasks, extent.past_rounds))
         streamed = trio.run(partial(stream.measure, server, mb=extent.stream_mb))
         _show(stream.sentences(streamed))
+        rested = trio.run(
+            partial(idle.measure, server, runtimes=10, idle_s=extent.idle_s, keepers=extent.keepers)
+        )
+        _show(idle.sentences(rested))
     _show([f"Took {time.perf_counter() - began:.0f} s; the load is {machine.load():.1f} now."])
     if as_json:
         found = {"round_trips": trips, "starts": started, "lifecycles": lived}
-        found["past"], found["stream"] = remembered, streamed
+        found["past"], found["stream"], found["idle"] = remembered, streamed, rested
         print(msgspec.json.encode({"cores": machine.cores(), **found}).decode())
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,8 @@ async def open_node(home: Path, dsn: str) -> AsyncIterator[Node]:
     """`understudy serve` as a process of its own."""
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
-    arguments = ["serve", "--port", str(port), "--database-url", dsn]
-    async with _understudy(arguments, home) as process:
+    program = ["understudy", "serve", "--port", str(port), "--database-url", dsn]
+    async with _python(program, home) as process:
         with trio.fail_after(READY_S):
             while not await _answers(address):
                 _raise_ended(process, home)
@@ -102,14 +102,21 @@ async def open_node(home: Path, dsn: str) -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def open_daemon(home: Path, node: Node, tenant: Tenant) -> AsyncIterator[int]:
-    """`understudy daemon run` as a process of its own; its pid, once it takes tasks."""
+async def open_daemon(
+    home: Path,
+    node: Node,
+    tenant: Tenant,
+    *,
+    program: Sequence[str] = ("understudy", "daemon", "run"),
+) -> AsyncIterator[int]:
+    """A daemon as a process of its own; its pid, once it takes tasks. `program`: a module, and its
+    arguments."""
     machine = MachineKey(
         server=node.address, key=tenant.daemon_key, workspace_id=str(tenant.workspace.id)
     )
     known = Credentials(server=node.address, key=tenant.key, machine=machine)
     _write(Home(home).credentials, msgspec.json.encode(known))
-    async with _understudy(["daemon", "run"], home) as process, open_client(node, tenant) as client:
+    async with _python(program, home) as process, open_client(node, tenant) as client:
         with trio.fail_after(READY_S):
             while not (await client.get("/api/runtimes")).json():
                 _raise_ended(process, home)
@@ -123,11 +130,11 @@ def open_client(node: Node, tenant: Tenant) -> httpx2.AsyncClient:
 
 
 @asynccontextmanager
-async def _understudy(arguments: list[str], home: Path) -> AsyncIterator[trio.Process]:
+async def _python(program: Sequence[str], home: Path) -> AsyncIterator[trio.Process]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("UNDERSTUDY_")}
     with _open_log(home) as log:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "understudy", *arguments],
+            [sys.executable, "-m", *program],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

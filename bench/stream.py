@@ -7,13 +7,11 @@ The agent is `cat` of a file, so its share is what `cat` of that file into anoth
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from math import nan
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -37,9 +35,7 @@ from bench.installation import (
     open_store,
     postmaster_pid,
 )
-from understudy.config import Home
 from understudy.core.lifecycle import TERMINAL
-from understudy.daemon.rundir import STATE
 from understudy.store.connection import Record
 from understudy.store.database import Database
 from understudy.store.embedded import EmbeddedServer
@@ -47,8 +43,6 @@ from understudy.store.embedded import EmbeddedServer
 MB: Final = 1_000_000
 LINE: Final = 1000
 CATS: Final = 5
-IDLE_S: Final = 15.0
-"""One heartbeat of each runtime."""
 RUN_S: Final = 300.0
 POLL_S: Final = 0.05
 
@@ -69,11 +63,6 @@ class Stream:
     took_s: float
     cat_s: float
     cpu_s: dict[str, float]
-    keeper_kb: dict[str, int]
-    """Rss: with what it shares; Pss: with its share of that; Private: what it costs alone."""
-    runtimes: int
-    idle_cpu: float
-    """Of one core, by a daemon that has nothing to do."""
 
     @property
     def mb_per_s(self) -> float:
@@ -93,14 +82,11 @@ async def measure(server: EmbeddedServer, *, mb: int) -> Stream:
                 open_daemon(Path(name, "daemon"), node, tenant) as daemon,
                 open_client(node, tenant) as client,
             ):
-                idle_cpu = await _idle_cpu(daemon)
-                keeper_kb = await _keeper_kb(client, Home(Path(name, "daemon")).daemon / "runs")
                 pids = {"server": node.pid, "daemon": daemon}
                 before = _spent(pids, server)
                 took_s = await _stream(database, client, printed)
                 spent = {name: at - before[name] for name, at in _spent(pids, server).items()}
-                runtimes = len((await client.get("/api/runtimes")).json())
-    return Stream(mb, took_s, cat_s, spent, keeper_kb, runtimes, idle_cpu)
+    return Stream(mb, took_s, cat_s, spent)
 
 
 def sentences(found: Stream) -> Iterable[str]:
@@ -113,17 +99,11 @@ def sentences(found: Stream) -> Iterable[str]:
         f"{name} {spent / found.mb * MILLI:.1f}" for name, spent in found.cpu_s.items()
     )
     yield f"CPU, ms per MB: {shares}; {sum(found.cpu_s.values()) / found.took_s:.1f} cores busy."
-    sizes = ", ".join(f"{name} {size / 1024:.1f}" for name, size in found.keeper_kb.items())
-    yield f"A keeper, MiB: {sizes}."
-    yield (
-        f"A daemon with {found.runtimes} runtimes and nothing to do: {found.idle_cpu:.3%} of a core"
-        f" (over {IDLE_S:.0f} s)."
-    )
 
 
 async def _stream(database: Database, client: httpx2.AsyncClient, printed: Path) -> float:
     """Seconds. Raises `Unready` where not each byte has arrived."""
-    task_id = await _assign(client, "Cat", ["cat", str(printed)])
+    task_id = await assign(client, "Cat", ["cat", str(printed)])
     row = await _ended(database, task_id)
     stored = await database.pool.fetchrow(STORED, task_id)
     size = (await trio.Path(printed).stat()).st_size
@@ -142,61 +122,11 @@ async def _ended(database: Database, task_id: UUID) -> Record:
             await trio.sleep(POLL_S)
 
 
-async def _assign(client: httpx2.AsyncClient, name: str, program: list[str]) -> UUID:
+async def assign(client: httpx2.AsyncClient, name: str, program: list[str]) -> UUID:
     agent = {"name": name, "provider": "command", "custom_args": program}
     (await client.post("/api/agents", json=agent)).raise_for_status()
     made = await client.post("/api/issues", json={"title": "Print", "agent": name})
     return UUID(made.raise_for_status().json()["task"]["id"])
-
-
-async def _keeper_kb(client: httpx2.AsyncClient, runs: Path) -> dict[str, int]:
-    task_id = await _assign(client, "Sleeper", ["sleep", "600"])
-    state = runs / str(task_id) / STATE
-    with trio.fail_after(RUN_S):
-        while (pid := _keeper(state)) is None:  # noqa: ASYNC110  A file.
-            await trio.sleep(POLL_S)
-        found = _memory_kb(pid)
-        (await client.post(f"/api/tasks/{task_id}/cancel")).raise_for_status()
-        while state.exists():  # noqa: ASYNC110  A file; its run is reported when it is gone.
-            await trio.sleep(POLL_S)
-    return found
-
-
-def _keeper(state: Path) -> int | None:
-    """Once its agent is at work."""
-    if not state.exists():
-        return None
-    told = json.loads(state.read_text())
-    return None if told["agent_pid"] is None else int(told["keeper_pid"])
-
-
-def _memory_kb(pid: int) -> dict[str, int]:
-    """Empty where the kernel does not say (no /proc)."""
-    try:
-        lines = (machine.PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-    except OSError:
-        return {}
-    told = {
-        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])
-    }
-    private = told["Private_Clean"] + told["Private_Dirty"]
-    return {"Rss": told["Rss"], "Pss": told["Pss"], "Private": private}
-
-
-async def _idle_cpu(daemon: int) -> float:
-    await trio.sleep(3.0)  # It has just started, and looks around.
-    before = _scheduled_s(daemon)
-    await trio.sleep(IDLE_S)
-    return (_scheduled_s(daemon) - before) / IDLE_S
-
-
-def _scheduled_s(pid: int) -> float:
-    """What its threads have had of a core, by the nanosecond; nan where the kernel does not say."""
-    try:
-        told = [path.read_text() for path in (machine.PROC / str(pid)).glob("task/*/schedstat")]
-    except OSError:
-        told = []
-    return sum(int(each.split()[0]) for each in told) / 1e9 if told else nan
 
 
 def _spent(pids: dict[str, int], server: EmbeddedServer) -> dict[str, float]:
