@@ -22,15 +22,15 @@ def take_lock(path: Path) -> int | None:
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, MODE)
     give_up_at = time.monotonic() + PATIENCE_S
-    while time.monotonic() < give_up_at:
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-        else:
             return file
-    os.close(file)
-    return None
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                os.close(file)
+                return None
+            time.sleep(0.01)
 
 
 def is_locked(path: Path) -> bool:
