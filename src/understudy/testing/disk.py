@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 from understudy.daemon import locks
-from understudy.testing.durable import Content, Strikes, Tree, lay, read
+from understudy.testing.durable import Content, Strikes, Tree, inode_of, lay, read
 
 READING: Final = {"select", "pragma", "begin", "rollback", "explain"}
 DATABASE_FILES: Final = ("", "-wal", "-journal")
@@ -40,6 +40,7 @@ Place: TypeAlias = int | str | os.PathLike[str]
 @final
 class Disk:
     def __init__(self, root: Path) -> None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root = root.resolve()
         """What is below is known by this path: use it for all the machine's files."""
         self.is_full = False
@@ -92,7 +93,7 @@ class Disk:
     # What the hooks tell
 
     def sync(self, descriptor: int, path: str) -> None:
-        self._tree.sync(descriptor, Path(path))
+        self._tree.sync(descriptor, path)
 
     def removed(self, path: str, inode: int) -> None:
         self._tree.removed(path, inode)
@@ -100,14 +101,15 @@ class Disk:
     def renamed(self, source: str, target: str, replaced: int | None) -> None:
         if replaced is not None:
             self._tree.removed(target, replaced)
-        before, after = Path(source), Path(target)
-        if before.parent == after.parent:
-            self._tree.sources[target] = before.name
+        (before, _, name), (after, _, _) = source.rpartition("/"), target.rpartition("/")
+        if before == after:
+            self._tree.sources[target] = name
 
     def connected(self, connection: Connection) -> None:
         self._connections.append(connection)
         self._is_synced.setdefault(connection.path, True)
-        self._tree.exempt |= {f"{connection.path}{suffix}" for suffix in (*DATABASE_FILES, "-shm")}
+        for suffix in (*DATABASE_FILES, "-shm"):
+            self._tree.exclude(f"{connection.path}{suffix}")
 
     def abandoned(self, connection: Connection, *, is_synced: bool) -> None:
         self._is_synced[connection.path] = is_synced
@@ -231,7 +233,7 @@ def _syncing(find: _Finder, real: Hook) -> Hook:
 def _removing(find: _Finder, real: Hook) -> Hook:
     def remove(path: Place, *, dir_fd: int | None = None) -> None:
         disk, full = find(path, dir_fd)
-        inode = _inode(full) if disk else None
+        inode = inode_of(full) if disk else None
         real(path, dir_fd=dir_fd)
         if disk and inode is not None:
             disk.removed(full, inode)
@@ -243,19 +245,12 @@ def _renaming(find: _Finder, real: Hook) -> Hook:
     def rename(source: Place, target: Place, **directories: int | None) -> None:
         disk, old = find(source, directories.get("src_dir_fd"))
         _, new = find(target, directories.get("dst_dir_fd"))
-        inode = _inode(new) if disk else None
+        inode = inode_of(new) if disk else None
         real(source, target, **directories)
         if disk:
             disk.renamed(old, new, inode)
 
     return rename
-
-
-def _inode(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _making(find: _Finder, real: Hook) -> Hook:

@@ -57,7 +57,6 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.exempt = set[str]()
-        """Paths of files whose content and entries are not the tree's business."""
         self.read()
 
     def read(self) -> None:
@@ -79,21 +78,30 @@ class Tree:
             else:
                 self._read_below(node, path / name)
 
-    def listing(self, directory: Path) -> dict[str, Node]:
+    def listing(self, directory: Path | str) -> dict[str, Node]:
         with os.scandir(directory) as entries:
-            return {e.name: self._node(e) for e in entries if not self._is_exempt(e)}
+            found = {e.name: self._nodes.get(e.inode()) or self._meet(e) for e in entries}
+        return {name: node for name, node in found.items() if node is not None}
+
+    def _meet(self, entry: os.DirEntry[str]) -> Node | None:
+        if self._is_exempt(entry):
+            return None
+        node = Directory() if entry.is_dir(follow_symlinks=False) else File()
+        return self._nodes.setdefault(entry.inode(), node)
 
     def _is_exempt(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_dir(follow_symlinks=False):
             return entry.name == WORK
         return not entry.is_file(follow_symlinks=False) or entry.path in self.exempt
 
-    def _node(self, entry: os.DirEntry[str]) -> Node:
-        is_directory = entry.is_dir(follow_symlinks=False)
-        return self._nodes.setdefault(entry.inode(), Directory() if is_directory else File())
+    def exclude(self, path: str) -> None:
+        """From now on that file is not the tree's business."""
+        self.exempt.add(path)
+        if (inode := inode_of(path)) is not None:
+            self._nodes.pop(inode, None)
 
-    def sync(self, descriptor: int, path: Path) -> None:
-        if WORK in path.relative_to(self.root).parts or str(path) in self.exempt:
+    def sync(self, descriptor: int, path: str) -> None:
+        if f"/{WORK}/" in f"{path}/"[len(str(self.root)) :] or path in self.exempt:
             return
         status = os.fstat(descriptor)
         if status.st_nlink == 0:
@@ -105,7 +113,7 @@ class Tree:
         else:
             node = self._nodes.setdefault(status.st_ino, File())
             assert isinstance(node, File), path
-            node.synced = read(Path(f"/proc/self/fd/{descriptor}"))
+            node.synced = read(f"/proc/self/fd/{descriptor}")
 
     def removed(self, path: str, inode: int) -> None:
         """Or replaced. The number of the inode may be used again."""
@@ -201,7 +209,14 @@ class _Cut:
         return is_lost
 
 
-def read(path: Path) -> Content:
+def inode_of(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read(path: Path | str) -> Content:
     with FileIO(path) as file:
         return Content(file.readall(), os.fstat(file.fileno()).st_mtime_ns)
 
