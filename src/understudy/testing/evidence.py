@@ -38,10 +38,12 @@ class Run:
     brief: str = ""
     spans: list[tuple[float, float]] = field(default_factory=list)
     messages: int = 0
+    tokens: int = 0
+    """What it has told of its output tokens."""
     has_finished: bool = False
     """By itself; not one that was stopped, or went down with its machine."""
-    answer: str | None = None
-    """The status that its report was answered with."""
+    is_acknowledged: bool = False
+    """Its report was answered, one way or the other."""
     is_forgotten: bool = False
     """Its machine lost its disk: what it did is known to nobody."""
     loose_at: float = math.inf
