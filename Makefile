@@ -53,8 +53,8 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 docs: $(READY) ## write the exchanges in docs/protocol.md and the tables in docs/lifecycle.md again
 	$(BIN)/python -m pytest -q tests/http/test_protocol.py tests/core/test_lifecycle_doc.py --write-docs
 
-simulate: $(READY) ## the server's actors on a real database under a virtual clock: make simulate SEEDS=500
-	$(BIN)/python -m pytest -q tests/simulation --seeds=$(SEEDS)
+simulate: $(READY) ## whole installations under faults, in virtual time: SEEDS=500, or MINUTES=3
+	$(BIN)/understudy torture $(if $(MINUTES),--minutes $(MINUTES),--seeds $(SEEDS))
 
 mutants: $(READY) ## break the guards one by one; each must turn a test red
 	$(BIN)/python tests/mutants.py

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count, islice, takewhile
 from pathlib import Path
 from random import SystemRandom
@@ -20,6 +20,7 @@ from understudy.cli.client import FAILED
 from understudy.cli.progress import show_progress
 from understudy.cli.torture import Options
 from understudy.supervisor import EXIT_INTERRUPTED
+from understudy.testing import faults
 from understudy.testing.excerpt import excerpt, marked
 from understudy.testing.shrinking import BOUND_S, Shrunk, shrink
 from understudy.testing.torture import Tally, open_torture, torture
@@ -34,12 +35,15 @@ from understudy.testing.trial import (
 )
 
 SEEDS_BELOW: Final = 2**32
+FAULTS_SHOWN: Final = 30
 REGRESSIONS: Final = Path("tests", "simulation", "seeds")
 
 
 @final
 class Torturer:
     def __init__(self, options: Options) -> None:
+        if options.kinds and options.world is None:
+            check_kinds(options.kinds)
         self._options = options
         self._jobs = _jobs(options)
         self._first = _first(options)
@@ -142,7 +146,7 @@ class Torturer:
         if not shrunk.repeats:
             self._tell("It did not happen again with the same faults.", fg="yellow")
         self._tell(f"{len(outcome.faults)} of {len(found.faults)} faults are left:", bold=True)
-        for fault in outcome.faults:
+        for fault in outcome.faults[-FAULTS_SHOWN:]:
             self._tell(f"  {fault}")
         self._tell(f"and then: {outcome.violations[0]}", fg="red")
 
@@ -150,9 +154,9 @@ class Torturer:
         """What does not fail with its few faults is kept with all."""
         is_kept = self._options.keep and REGRESSIONS.is_dir()
         path = REGRESSIONS / f"{found.seed}.json" if is_kept else Path(f"torture-{found.seed}.json")
-        faults = tuple(shrunk.outcome.faults) if shrunk.repeats else None
+        only = tuple(shrunk.outcome.faults) if shrunk.repeats else None
         Regression(
-            seed=found.seed, only=faults, kinds=self._options.kinds, bug=found.violations[0]
+            seed=found.seed, only=only, kinds=self._options.kinds, bug=found.violations[0]
         ).write(path)
         return path
 
@@ -195,6 +199,12 @@ class Torturer:
 
     def _tell(self, line: str, **style: Any) -> None:
         click.secho(line, err=self._options.as_json, **style)
+
+
+def check_kinds(kinds: Collection[str]) -> None:
+    if unknown := set(kinds) - faults.ALL.keys():
+        known = "\n".join(f"  {kind.name:22} {kind.about}" for kind in faults.ALL.values())
+        raise click.UsageError(f"no such faults: {', '.join(sorted(unknown))}. There are:\n{known}")
 
 
 async def _cancel_at(signals: Any, scope: trio.CancelScope) -> None:

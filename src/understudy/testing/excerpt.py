@@ -10,7 +10,8 @@ from typing import Final
 from understudy.testing.trial import Outcome
 
 LAST_LINES: Final = 25
-LINES_MAX: Final = 80
+LINES_MAX: Final = 60
+WIDTH: Final = 180
 _ID: Final = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
 
@@ -35,8 +36,9 @@ def marked(line: str, faults: Sequence[str]) -> str:
 
 
 def short(line: str) -> str:
-    """Ids cut to what tells them apart."""
-    return _ID.sub(r"\1", line)
+    """Ids cut to what tells them apart, and no more than fits a wide terminal."""
+    line = _ID.sub(r"\1", line)
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
 def is_fault(line: str, faults: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from understudy.store.embedded import EmbeddedServer
+from understudy.testing import excerpt
 from understudy.testing.postgres import HASTY
 from understudy.testing.trial import WORLD, Conduct, Outcome, Trial, kind
 from understudy.testing.worker import LIMIT_S, Worker
@@ -124,16 +125,18 @@ async def conduct_twice(one: Worker, other: Worker, trial: Trial) -> Outcome:
 
 
 def compared(one: Outcome, other: Outcome) -> Outcome:
+    """The one history, which ends where the other differs."""
     if one == other:
         return one
-    for number, (line, its) in enumerate(zip_longest(one.log, other.log), start=1):
+    where, length = "the logs are the same, the digests are not", len(one.log)
+    for number, (line, its) in enumerate(zip_longest(one.log, other.log, fillvalue=""), start=1):
         if line != its:
-            where = f"line {number} is {line!r} in one and {its!r} in the other"
+            where, length = f"line {number} is {excerpt.short(its)!r} in the other", number
             break
-    else:
-        where = f"the same log, but {one.digest} and {other.digest}"
     violation = f"two histories of one seed: {where}"
-    return msgspec.structs.replace(one, violations=[violation, *one.violations])
+    return msgspec.structs.replace(
+        one, violations=[violation, *one.violations], log=one.log[:length]
+    )
 
 
 async def determinism(dsns: tuple[str, str], seeds: Sequence[int]) -> list[str]:

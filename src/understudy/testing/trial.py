@@ -110,6 +110,5 @@ def law(violation: str) -> str:
 
 
 def kind(fault: str) -> str:
-    """`machine-1/lost_push#3` is a `lost_push`."""
-    site = fault.rpartition("#")[0]
-    return " ".join(_CHANGING.sub(" ", site.rpartition("/")[2]).split())
+    """`machine-1/half-open-up#3` is a `half-open-up`."""
+    return fault.rpartition("#")[0].rpartition("/")[2]
