@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fcntl import flock
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from understudy.daemon import collection as collection_module
 from understudy.daemon import saving
 from understudy.daemon.changes import snapshot_ref
-from understudy.daemon.claims import claim_nowait
+from understudy.daemon.claims import claim_nowait, forget
 from understudy.daemon.collection import (
     Collection,
     Deleted,
@@ -473,6 +475,159 @@ async def test_a_collection_destroys_no_work_whatever_state_an_agent_left(
         reachable |= set(cache.git("rev-list", "--walk-reflogs", "refs/stash").splitlines())
     assert vandal.commits <= reachable, history
     assert contents <= reachable, history
+
+
+# Caches of repositories
+
+
+async def one_cache(yard: Yard, *, is_dry: bool = False) -> Judged:
+    """What becomes of the only one, which nobody has used for long."""
+    [cache] = (yard.home / "work/.repositories").glob("*.git")
+    yard.age(cache)
+    done = await yard.collection().go(is_dry=is_dry)
+    [one] = done.caches
+    assert one.path == str(cache)
+    assert one.is_removed is not cache.exists()
+    return one
+
+
+async def without_directory(
+    yard: Yard, change: Callable[[Clone], object] = lambda _: None
+) -> Clone:
+    user = yard.desk.repository()
+    await yard.aged(yard.desk.order(user), change)
+    [cache] = (yard.home / "work/.repositories").glob("*.git")
+    os.utime(cache, (NOW, NOW))
+    await yard.go()
+    return user
+
+
+async def test_a_cache_that_nothing_needs_goes_with_its_lock(yard: Yard) -> None:
+    """R8.6"""
+    user = await without_directory(yard)
+    assert not (await one_cache(yard, is_dry=True)).is_removed
+    gone = await one_cache(yard)
+    assert gone.is_removed
+    assert gone.size > 0
+    assert "nothing needs it, and nobody has used it for" in gone.verdict.reason
+    assert [path.name for path in (yard.home / "work").rglob("*.lock")] == []
+    again = await yard.work(yard.desk.order(user))
+    assert (again / "README").exists()
+
+
+async def test_a_cache_stays_while_a_directory_needs_it(yard: Yard) -> None:
+    yard.issue = closed("in_review")
+    work = await yard.work(yard.desk.order(yard.desk.repository()))
+    assert (await one_cache(yard)).verdict == Keep(reason=f"{work} is a worktree of it")
+
+
+async def test_a_cache_that_was_used_lately_stays(yard: Yard) -> None:
+    await without_directory(yard)
+    [cache] = (await yard.collection().go()).caches
+    assert cache.verdict == Keep(reason="used 0 s ago, and kept for 7 d")
+
+
+def leave_file(tree: Clone) -> None:
+    (tree.path / "draft").write_text("uncommitted")
+
+
+def tag(tree: Clone) -> None:
+    tree.commit("a", "1")
+    tree.git("tag", "mine")
+    tree.git("reset", "--quiet", "--hard", "HEAD~1")
+
+
+def stash(tree: Clone) -> None:
+    (tree.path / "README").write_text("other")
+    tree.git("stash", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tree: tree.commit("a", "1"), "it has commits that are on no remote"),
+        (tag, "it has commits that are on no remote"),
+        (stash, "it has commits that are on no remote"),
+        (leave_file, "it keeps what directories held that were removed, at refs/understudy/"),
+    ],
+)
+async def test_a_cache_with_work_of_its_own_stays(
+    yard: Yard, change: Callable[[Clone], object], said: str
+) -> None:
+    """R8.6: nothing unpushed is ever deleted."""
+    await without_directory(yard, change)
+    assert (await one_cache(yard)).verdict == Keep(reason=said)
+
+
+async def test_a_commit_whose_directory_a_person_removed_keeps_the_cache(yard: Yard) -> None:
+    """R8.6: where a HEAD stood is all that is left of it."""
+    tree = yard.desk.clone(await yard.work(yard.desk.order(yard.desk.repository())))
+    tree.git("checkout", "--quiet", "--detach")
+    tree.commit("a", "1")
+    tree.git("checkout", "--quiet", "--detach", "HEAD~1")
+    shutil.rmtree(tree.path.parent)
+    said = "it has commits that are on no remote"
+    assert (await one_cache(yard)).verdict == Keep(reason=said)
+
+
+async def test_a_cache_whose_remote_has_lost_the_work_or_is_away_stays(yard: Yard) -> None:
+    """R8.6: the remote is asked before, not remembered."""
+
+    def push(tree: Clone) -> None:
+        tree.commit("a", "1")
+        tree.git("push", "--quiet", "origin", "HEAD:refs/heads/theirs")
+
+    user = await without_directory(yard, push)
+    hidden = user.path.rename(yard.desk.directory / "hidden")
+    assert "its remote cannot be asked" in (await one_cache(yard)).verdict.reason
+    hidden.rename(user.path)
+    user.git("branch", "--quiet", "-D", "theirs")
+    said = "it has commits that are on no remote"
+    assert (await one_cache(yard)).verdict == Keep(reason=said)
+
+
+async def test_a_cache_in_use_and_what_is_no_cache_of_ours_stay(yard: Yard) -> None:
+    await without_directory(yard)
+    [cache] = (yard.home / "work/.repositories").glob("*.git")
+    (cache.parent / "mine").mkdir()
+    claim = claim_nowait(cache)
+    assert claim is not None
+    with claim:
+        assert (await one_cache(yard)).verdict == Keep(reason="it is in use")
+    (cache / "understudy.config").unlink()
+    assert (await one_cache(yard)).verdict == Keep(reason="it was not made by Understudy")
+
+
+async def test_a_removal_of_a_cache_that_was_interrupted_is_finished(yard: Yard) -> None:
+    await without_directory(yard)
+    [cache] = (yard.home / "work/.repositories").glob("*.git")
+    yard.age(cache)
+    left = cache.rename(cache.with_name(f"{cache.name}.removing-1"))
+    [one] = (await yard.collection().go()).caches
+    assert one.is_removed
+    assert not left.exists()
+
+
+def test_a_lock_file_that_is_removed_lets_nobody_in_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R8.3: who had opened it before has no claim of a file that is not there any more."""
+    directory = tmp_path / "d"
+    collector = claim_nowait(directory)
+    assert collector is not None
+
+    def lock(file: int, how: int) -> None:
+        if collector.descriptors:
+            forget(directory, collector)
+        flock(file, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", lock)
+        claim = claim_nowait(directory)
+        patched.undo()
+    assert claim is not None
+    with claim:
+        assert claim_nowait(directory) is None
 
 
 # How much there is

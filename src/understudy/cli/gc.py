@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -40,7 +41,7 @@ def gc(*, explain: bool, is_dry: bool, keep_days: float, as_json: bool) -> None:
     """Remove the work directories of closed issues, as the daemon does by itself every hour.
 
     What they alone hold is kept as a commit first. What is in use, or of an issue that the server
-    cannot be asked about, stays.
+    cannot be asked about, stays. Copies of repositories go that hold nothing of their own.
     """
     import trio
 
@@ -52,10 +53,11 @@ def gc(*, explain: bool, is_dry: bool, keep_days: float, as_json: bool) -> None:
         show_json(_as_json(done, is_dry=is_dry))
         return
     if explain:
-        rows = [[_word(each), _amount(each.size), each.path, each.verdict.reason]
-                for each in done.judged]  # fmt: skip
-        show_table(["", "size", "directory", "why"], rows, empty="There are no work directories.")
-    click.echo(_summary(done.judged, is_dry=is_dry, is_explained=explain))
+        rows = [[_word(each), kind, _amount(each.size), each.path, each.verdict.reason]
+                for kind, each in _by_class(done)]  # fmt: skip
+        header = ["", "class", "size", "directory", "why"]
+        show_table(header, rows, empty="There are no work directories.")
+    click.echo(_summary([*done.judged, *done.caches], is_dry=is_dry, is_explained=explain))
     if explain:
         click.echo(in_words(done.disk))
 
@@ -99,6 +101,11 @@ def _asking(http: Any) -> Ask:
     return ask
 
 
+def _by_class(done: Pass) -> Iterator[tuple[str, Judged]]:
+    yield from (("work", each) for each in done.judged)
+    yield from (("repository", each) for each in done.caches)
+
+
 def _word(one: Judged) -> str:
     from understudy.daemon.collection import Keep
 
@@ -140,13 +147,14 @@ def _as_json(done: Pass, *, is_dry: bool) -> dict[str, Any]:
 
     directories = [
         {
+            "class": kind,
             "path": each.path,
             "size": each.size,
             "verdict": "keep" if _word(each) == "keep" else "remove",
             "reason": each.verdict.reason,
             "removed": each.is_removed,
         }
-        for each in done.judged
+        for kind, each in _by_class(done)
     ]
     disk = msgspec.to_builtins(done.disk)
     return {"dry_run": is_dry, "directories": directories, "disk": disk}

@@ -38,9 +38,33 @@ class Claim:
 
 
 def claim_nowait(directory: Path) -> Claim | None:
-    """None when somebody alive holds it. The lock file stays: to unlink it would break the lock."""
-    lock = directory.with_name(directory.name + ".lock")
-    claim = Claim(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
+    """None when somebody alive holds it."""
+    while (claim := _claim(directory)) is not None:
+        if _is_at(_lock(directory), claim):
+            return claim
+        claim.close()  # `forget` came between: whoever asks next would lock another file.
+    return None
+
+
+def forget(directory: Path, claim: Claim) -> None:
+    """Remove the lock file of a directory that is gone, and let go of it."""
+    with claim:
+        _lock(directory).unlink(missing_ok=True)
+
+
+def _lock(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".lock")
+
+
+def _is_at(lock: Path, claim: Claim) -> bool:
+    try:
+        return os.path.samestat(lock.stat(), os.fstat(claim.descriptors[0]))
+    except FileNotFoundError:
+        return False
+
+
+def _claim(directory: Path) -> Claim | None:
+    claim = Claim(os.open(_lock(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
     try:
         fcntl.flock(claim.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

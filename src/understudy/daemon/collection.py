@@ -2,7 +2,8 @@
 
 A directory goes when its issue is closed or deleted, and nobody has touched it for a while, and no
 run is in it; and only after what it alone held was kept elsewhere (`saving.py`). Where anything is
-not known, it stays: when the server is away nothing is removed.
+not known, it stays: when the server is away nothing is removed. The cache of a repository goes when
+no directory needs it and its remote has all that it holds (`caches.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import trio
 
 from understudy.core.struct import Struct
 from understudy.core.words import span
-from understudy.daemon.claims import claim_nowait
-from understudy.daemon.disk import DiskUse, Walked, measure, walk
+from understudy.daemon.caches import caches, need_of
+from understudy.daemon.claims import claim_nowait, forget
+from understudy.daemon.disk import CACHES, DiskUse, Walked, measure, walk
 from understudy.daemon.git import Git, GitFailed
 from understudy.daemon.locks import is_locked
 from understudy.daemon.machine import here
+from understudy.daemon.origins import BadOrigin
 from understudy.daemon.record import read_orders, runs_in
+from understudy.daemon.repositories import Repositories
 from understudy.daemon.saving import Unsaved, save_plain, save_worktree, unpushed
 from understudy.daemon.workspace import PROVENANCE, WORK, Provenance, read_provenance
 from understudy.wire.daemon import GcCheck, TaskStatus
@@ -114,6 +118,8 @@ class Judged(Struct):
 
 class Pass(Struct):
     judged: list[Judged]
+    """Of work directories."""
+    caches: list[Judged]
     disk: DiskUse
 
 
@@ -144,15 +150,24 @@ class Collection:
     async def go(self, *, is_dry: bool = False) -> Pass:
         """One pass: bounded in what it removes."""
         self._subjects.clear()
+        judged = await self._go(_directories(self.root), self._judge, is_dry=is_dry)
+        cached = await self._go(caches(self.root), self._judge_cache, is_dry=is_dry)
+        if not is_dry:
+            _forget_locks(self.root)
+        disk = await _in_thread(measure, self.home, _now())
+        return Pass(judged=judged, caches=cached, disk=disk)
+
+    async def _go(
+        self, paths: Iterator[Path], judge: Callable[[Path], Awaitable[Judged]], *, is_dry: bool
+    ) -> list[Judged]:
         judged = list[Judged]()
-        for path in _directories(self.root):
-            one = await self._judge(path)
+        for path in paths:
+            one = await judge(path)
             removed = sum(each.is_removed for each in judged)
             if isinstance(one.verdict, Remove) and not is_dry and removed < REMOVALS_MAX:
                 one = await self._remove(one)
             judged.append(one)
-        disk = await _in_thread(measure, self.home, _now())
-        return Pass(judged=judged, disk=disk)
+        return judged
 
     async def _judge(self, path: Path) -> Judged:
         walked = await _in_thread(walk, path, _now())
@@ -161,6 +176,20 @@ class Collection:
         else:
             verdict = decide(await self._facts(path, walked))
         return Judged(path=str(path), size=walked.size, verdict=verdict)
+
+    async def _judge_cache(self, cache: Path) -> Judged:
+        walked = await _in_thread(walk, cache, _now())
+        idle_s = max(0.0, _now() - walked.changed_at)
+        idle = span(idle_s, int)
+        if REMOVING.fullmatch(cache.name):
+            verdict: Keep | Remove = Remove(reason="its removal was interrupted")
+        elif (need := await need_of(self.git, cache)) is not None:
+            verdict = Keep(reason=need)
+        elif idle_s < self.kept_s:
+            verdict = Keep(reason=f"used {idle} ago, and kept for {span(self.kept_s, round)}")
+        else:
+            verdict = Remove(reason=f"nothing needs it, and nobody has used it for {idle}")
+        return Judged(path=str(cache), size=walked.size, verdict=verdict)
 
     async def _facts(self, path: Path, walked: Walked) -> Facts:
         found = _provenance(path)
@@ -221,6 +250,8 @@ class Collection:
         try:
             if REMOVING.fullmatch(path.name):
                 await _in_thread(_remove_tree, path)
+            elif path.parent.name == CACHES:
+                await self._remove_cache(path)
             else:
                 await self._save_and_remove(path)
         except Unsaved as unsaved:
@@ -249,6 +280,22 @@ class Collection:
                 gone.rename(path)
                 raise Unsaved("somebody is at work in it")
             await _in_thread(_remove_tree, gone)
+
+    async def _remove_cache(self, cache: Path) -> None:
+        """Where its remote, asked now, still has everything."""
+        claim = claim_nowait(cache)
+        if claim is None:
+            raise Unsaved("it is in use")
+        with claim:
+            if self._is_fresh(await _in_thread(walk, cache, _now())):
+                raise Unsaved("it was used just now")
+            try:
+                await Repositories(self.root, self.git).refresh(cache)
+            except (GitFailed, BadOrigin) as failure:
+                raise Unsaved(f"its remote cannot be asked whether it has all: {failure}") from None
+            if (need := await need_of(self.git, cache)) is not None:
+                raise Unsaved(need)
+            await _in_thread(_remove_tree, _rename(cache))
 
     def _is_fresh(self, walked: Walked) -> bool:
         return _now() - walked.changed_at < self.kept_s
@@ -297,6 +344,17 @@ def _kept(one: Judged, reason: str) -> Judged:
 
 def _lock(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
+
+
+def _forget_locks(root: Path) -> None:
+    """Of directories that are gone."""
+    for lock in root.glob("*/*.lock"):
+        directory = lock.with_suffix("")
+        if directory.exists() or (claim := claim_nowait(directory)) is None:
+            continue
+        with claim:
+            if not directory.exists():
+                forget(directory, claim)
 
 
 def _rename(path: Path) -> Path:

@@ -158,6 +158,11 @@ class Repositories:
             async with _alone(cache):
                 await self._clear_shared(cache)
 
+    async def refresh(self, cache: Path) -> None:
+        """See what its remote has by now. The caller has claimed it. Raises `GitFailed`."""
+        url = await self.git("config", "--get", "remote.origin.url", cwd=cache)
+        await self._fetch(cache, parse_origin(url))
+
     async def _clear_shared(self, cache: Path) -> None:
         await clear_locks(shared_locks_in(cache), within_s=self.git.config.patience_s)
 

@@ -94,7 +94,7 @@ async def clear_locks(site: Site, *, within_s: float) -> None:
             return
         if trio.current_time() >= waited_until:
             named = ", ".join(map(str, listed))
-            logger.warning("%s stays: %s may hold it", named, here().name(alive[0]))
+            logger.warning("%s stays: %s may hold it", named, processes.name(alive[0]))
             return
         await trio.sleep(AGAIN_S)
 

@@ -36,7 +36,7 @@ async def tidy(home: Path, shop: Workshop) -> None:
     """`home` is the daemon's own directory."""
     git, ask = shop.repositories.git, partial(_ask, shop.link)
     done = await Collection(home, git, shop.workspace_id, shop.limits.kept_s, ask).go()
-    removed = [each for each in done.judged if each.is_removed]
+    removed = [each for each in (*done.judged, *done.caches) if each.is_removed]
     if removed:
         size = sum(each.size for each in removed)
         logger.info("%s old directories were removed: %s MiB", len(removed), size >> 20)
