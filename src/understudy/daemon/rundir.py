@@ -107,7 +107,7 @@ def write_record(path: Path, record: Spec | State | Exit) -> None:
     fresh = path.with_name(path.name + ".new")
     fresh.touch(0o600)
     with fresh.open("w") as file:
-        json.dump({"format": FORMAT, **record._asdict()}, file)
+        file.write(json.dumps({"format": FORMAT, **record._asdict()}))
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)

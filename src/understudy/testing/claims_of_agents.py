@@ -37,7 +37,7 @@ class Said:
                 self._run.tokens += _tokens(fields)
             case "result" if not self._run.has_finished:
                 self._conclude(fields)
-        return _weight(line)
+        return _weight_of(line, fields)
 
     def _conclude(self, fields: dict[str, Any]) -> None:
         run = self._run
@@ -58,7 +58,11 @@ def as_stored(text: str) -> str:
 
 def _weight(line: bytes) -> int:
     """The messages it makes: a line that is no frame of the protocol is text."""
-    return bool(line.strip()) and _object(line).get("type") not in SILENT
+    return bool(line) and _weight_of(line, _object(line))
+
+
+def _weight_of(line: bytes, fields: dict[str, Any]) -> int:
+    return fields.get("type") not in SILENT if fields else bool(line.strip())
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -70,23 +70,31 @@ class ProcessTable:
         self._boot_s = boot_s
         self._pids = count(PID_FIRST)
         self._entries: dict[Process, Entry] = {}
+        self._marked: dict[str, list[Process]] = {}
 
     def enter(self, entry: Entry) -> Process:
         process = Process(next(self._pids), int(self._boot_s() * TICKS_PER_S))
         self._entries[process] = entry
+        if entry.run is not None:
+            self._marked.setdefault(entry.run, []).append(process)
         return process
 
     def leave(self, process: Process) -> None:
-        self._entries.pop(process, None)
+        entry = self._entries.pop(process, None)
+        if entry is not None and entry.run is not None:
+            self._marked[entry.run].remove(process)
+            if not self._marked[entry.run]:
+                del self._marked[entry.run]
 
     def clear(self) -> None:
         self._entries.clear()
+        self._marked.clear()
 
     def living(self) -> dict[Process, Entry]:
         return dict(self._entries)
 
     def marked(self, run: str) -> list[Process]:
-        return [process for process, entry in self._entries.items() if entry.run == run]
+        return [*self._marked.get(run, ())]
 
     def name_of(self, process: Process) -> str:
         entry = self._entries.get(process)
@@ -150,6 +158,7 @@ class Agent:
         self._around = around
         self._grew, self._child_ended = grew, child_ended
         self._said = Said(run)
+        self._unwritten = bytearray()
         self._out = os.open(around.run_dir / OUT, os.O_WRONLY | os.O_APPEND)
         self.identity = around.table.enter(Entry("python3", around.spec.run, self.hear))
 
@@ -161,6 +170,7 @@ class Agent:
         await self._stay_dead()
         try:
             status = await play(self)
+            self.flush()
         except OSError:  # As an agent ends that finds its disk full.
             status = 1
         if self.is_alive:
@@ -173,12 +183,18 @@ class Agent:
     # What a script does
 
     def say(self, kind: str, **fields: object) -> None:
-        """A line of the `scripted` provider's protocol."""
-        self.raw(json.dumps({"type": kind, **fields}).encode() + b"\n")
+        """A line of the `scripted` provider's protocol. It is written when it next waits: nobody
+        could have seen it before."""
+        self._unwritten += json.dumps({"type": kind, **fields}).encode() + b"\n"
 
     def raw(self, data: bytes) -> None:
         """To stdout, as it is."""
-        if self.status is None:
+        self._unwritten += data
+        self.flush()
+
+    def flush(self) -> None:
+        data, self._unwritten = bytes(self._unwritten), bytearray()
+        if data and self.is_alive:
             os.write(self._out, data)
             self._touch(self._out)
             self._said.hear(data)
@@ -192,6 +208,7 @@ class Agent:
             self._grew(b"", len(data))
 
     async def sleep(self, seconds: float) -> None:
+        self.flush()
         clock = self._around.clock
         due = clock.now() + seconds
         while True:
@@ -202,11 +219,13 @@ class Agent:
 
     async def read_line(self) -> bytes:
         """Of stdin; empty at its end."""
+        self.flush()
         line = await self.stdin.read_line()
         await self._stay_dead()
         return line
 
     async def hang(self) -> NoReturn:
+        self.flush()
         await trio.sleep_forever()
 
     def ignore(self, *numbers: int) -> None:
