@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import httpx2
@@ -28,6 +29,10 @@ from understudy.version import VERSION
 Call: TypeAlias = Callable[..., Awaitable[Result]]
 Ask: TypeAlias = Callable[..., Awaitable[Any]]
 NOW = 1_800_000_000.0
+STATUS = DaemonStatus(
+    pid=1, server="http://board", daemon_id="", version=VERSION, is_linked=True,
+    slots=20, slots_free=19, reports_waiting=3, found={}, runs=[],
+)  # fmt: skip
 
 
 def states(findings: Any) -> set[tuple[str, State]]:
@@ -60,6 +65,31 @@ async def test_a_machine_that_has_not_joined_is_told_how(anywhere: Call) -> None
     [server] = [each for each in told["findings"] if each["check"] == "server"]
     assert (done.exit_code, told["ok"]) == (1, False)
     assert (server["state"], "understudy join" in server["repair"]) == ("broken", True)
+    assert "daemon" not in {each["check"] for each in told["findings"]}
+
+
+async def test_a_machine_with_nothing_but_notes_is_well(
+    node: Node, ask: Ask, anywhere: Call, home: Path, tmp_path: Path
+) -> None:
+    """And everything has been looked at."""
+    await anywhere("join", (await ask("join"))["link"])
+    program(tmp_path / "bin", "git", "git version 3.0")
+    (home / "daemon").mkdir(mode=0o700)
+    write_status(home / "daemon", STATUS)
+    with (home / "daemon" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = await anywhere(
+            "doctor", "--json", PATH=str(tmp_path / "bin"), UNDERSTUDY_TOKEN=node.personal_key
+        )
+    told = json.loads(done.stdout)
+    assert [each for each in told["findings"] if each["state"] == "broken"] == []
+    assert (done.exit_code, told["ok"]) == (0, True)
+    by_check = {each["check"]: each["state"] for each in told["findings"]}
+    assert (by_check.pop("agents"), by_check.pop("outbox")) == ("note", "note")
+    assert set(by_check) == {
+        "permissions", "disk", "git", "limits", "server", "clock", "machine key", "login",
+        "daemon", "runs",
+    }  # fmt: skip
 
 
 async def test_a_machine_that_joined_is_well_but_for_its_daemon(
@@ -129,21 +159,38 @@ def test_what_answers_must_be_a_server_of_ours_with_its_database(
     assert (finding.repair is None) == (state is State.OK)
 
 
-@pytest.mark.parametrize(("off_s", "state"), [(0, "ok"), (-29, "ok"), (31, "broken")])
-def test_a_clock_that_differs_from_the_servers_is_found(off_s: float, state: str) -> None:
-    date = format_datetime(datetime.fromtimestamp(NOW - off_s, UTC), usegmt=True)
-    assert states(doctor._clock(answer(200, {}, Date=date), NOW)) == {("clock", state)}
+@pytest.mark.parametrize(
+    ("ahead_s", "state", "said"),
+    [
+        (0, "ok", "0 s"), (-29, "ok", "29 s behind"), (31, "broken", "31 s ahead"),
+        (-31, "broken", "31 s behind"),
+    ],
+)  # fmt: skip
+def test_a_clock_that_differs_from_the_servers_is_found(
+    ahead_s: float, state: str, said: str
+) -> None:
+    date = format_datetime(datetime.fromtimestamp(NOW - ahead_s, UTC), usegmt=True)
+    [finding] = doctor._clock(answer(200, {}, Date=date), NOW)
+    assert (finding.state, finding.found.startswith(said)) == (state, True)
 
 
-def test_what_others_can_read_is_found(here: Home) -> None:
+def test_a_server_that_tells_no_time_has_no_wrong_clock() -> None:
+    assert list(doctor._clock(answer(200, {}), NOW)) == []
+
+
+def test_what_others_can_read_is_found(here: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """R9.5"""
     here.credentials.write_text("{}")
-    here.credentials.chmod(0o644)
+    here.credentials.chmod(0o640)
     assert repair(checks.permissions(here)) == f"chmod 600 {here.credentials}"
     here.credentials.chmod(0o600)
     assert states(checks.permissions(here)) == {("permissions", "ok")}
     here.daemon.chmod(0o711)
     assert repair(checks.permissions(here)) == f"chmod 700 {here.daemon}"
+    monkeypatch.setattr(os, "geteuid", lambda: -2)
+    assert [each.repair for each in checks.permissions(here)] == [
+        f"chown -2 {here.credentials}", f"chown -2 {here.daemon}",
+    ]  # fmt: skip
 
 
 def test_a_disk_that_fills_up_is_found(here: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +199,18 @@ def test_a_disk_that_fills_up_is_found(here: Home, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checks, "DISK_MIN", 1 << 80)
     assert states(checks.disk(here)) == {("disk", State.BROKEN)}
     assert states(checks.disk(Home(here.path / "not" / "yet"))) == {("disk", State.BROKEN)}
+
+
+@pytest.mark.parametrize(("inodes", "found"), [(1000, ["only 0 files can be made"]), (0, [])])
+def test_a_disk_that_takes_no_more_files_is_found(
+    here: Home, monkeypatch: pytest.MonkeyPatch, inodes: int, found: list[str]
+) -> None:
+    """Where it counts them at all."""
+    size = {"f_blocks": 1 << 40, "f_bfree": 1 << 40, "f_bavail": 1 << 40, "f_frsize": 1}
+    counted = SimpleNamespace(f_files=inodes, f_favail=0, **size)
+    monkeypatch.setattr(os, "statvfs", lambda _: counted)
+    said = [each.found for each in checks.disk(here) if each.state is State.BROKEN]
+    assert said == [f"{each} at {here.path}" for each in found]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +229,14 @@ def test_a_git_that_is_too_old_is_found(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
     assert states(checks.git()) == {("git", state)}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert states(checks.git()) == {("git", State.BROKEN)}
+    assert [each.found for each in checks.git()] == ["there is no git on PATH"]
+
+
+def test_a_git_that_does_not_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "git", "'; exit 7; '")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    [finding] = checks.git()
+    assert (finding.state, "returned non-zero exit status 7" in finding.found) == ("broken", True)
 
 
 def test_limits_that_agents_would_meet_are_found(
@@ -181,6 +247,10 @@ def test_limits_that_agents_would_meet_are_found(
     (tmp_path / "fs" / "inotify").mkdir(parents=True)
     (tmp_path / "fs" / "inotify" / "max_user_watches").write_text("8192\n")
     assert repair(checks.limits()) == "sudo sysctl fs.inotify.max_user_watches=65536"
+    (tmp_path / "fs" / "inotify" / "max_user_watches").write_text("65536\n")
+    assert states(checks.limits()) == {("limits", State.OK)}
+    monkeypatch.setattr(checks, "FILES_MIN", 1 << 40)
+    assert repair(checks.limits()) == f"ulimit -n {1 << 40}"
 
 
 async def test_each_cli_is_found_with_its_version_and_its_login(
@@ -195,6 +265,8 @@ async def test_each_cli_is_found_with_its_version_and_its_login(
     assert f"note    claude       2.1.197 at {tmp_path}/bin/claude, and no login" in said
     assert "BROKEN  codex" in said
     assert "-> reinstall Codex" in said
+    said = (await anywhere("doctor", **surroundings | {"ANTHROPIC_API_KEY": "x"})).stdout
+    assert f"ok      claude       2.1.197 at {tmp_path}/bin/claude, logged in" in said
     (tmp_path / ".claude").mkdir()
     (tmp_path / ".claude" / ".credentials.json").touch()
     said = (await anywhere("doctor", **surroundings)).stdout
@@ -206,12 +278,6 @@ def test_a_lock_that_nobody_explains_is_found(here: Home) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "fuser" in repair(checks.daemon(here))
     assert repair(checks.daemon(here)) == "understudy daemon start"
-
-
-STATUS = DaemonStatus(
-    pid=1, server="http://board", daemon_id="", version=VERSION, is_linked=True,
-    slots=20, slots_free=19, reports_waiting=3, found={}, runs=[],
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -254,10 +320,10 @@ def test_agents_without_a_daemon_and_what_was_set_aside_are_found(here: Home) ->
     assert "remove it" in repair(checks.runs(here, NOW))
 
 
-def test_a_lock_that_git_left_behind_is_found_once_it_is_old(here: Home) -> None:
-    cache = here.daemon / "work" / ".repositories" / "project.git"
-    (cache / "refs" / "heads").mkdir(parents=True)
-    lock = cache / "refs" / "heads" / "main.lock"
+@pytest.mark.parametrize("name", ["packed-refs.lock", "refs/heads/a/b.lock", "worktrees/x/y.lock"])
+def test_a_lock_that_git_left_behind_is_found_once_it_is_old(here: Home, name: str) -> None:
+    lock = here.daemon / "work" / ".repositories" / "project.git" / name
+    lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (NOW, NOW))
     assert states(checks.runs(here, NOW + 60)) == {("runs", State.OK)}

@@ -202,10 +202,8 @@ def outbox(home: Home) -> Iterator[Finding]:
 
 
 def _waiting(path: Path) -> int:
-    if not path.exists():
-        return 0
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1)) as database:
             return int(database.execute("select count(*) from report").fetchone()[0])
     except sqlite3.Error:
-        return 0  # A daemon has just taken it, or has only just made it.
+        return 0  # There is none yet, or a daemon has just taken it.
