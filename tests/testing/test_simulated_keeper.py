@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -19,24 +19,27 @@ from typing import Any, Final, TypeAlias, cast
 
 import pytest
 import trio
+import trio.lowlevel
 
 from understudy.core.lifecycle import Move, Status
 from understudy.core.records import Priority
-from understudy.daemon import locks, rundir
+from understudy.daemon import control, locks, rundir
 from understudy.daemon.backends.backend import RunSpec
 from understudy.daemon.kept import KeeperFailed, KeeperGone, KeeperRefused, Kept, spawn_keeper
 from understudy.daemon.machine import Machine, here, stand_on
 from understudy.daemon.processes import Process
-from understudy.daemon.record import RunOrder, write_order
+from understudy.daemon.record import ORDER, RunOrder, write_order
 from understudy.daemon.rundir import Exit, Spec, Standing
 from understudy.testing.auditor import Auditor
 from understudy.testing.clock import run_virtual
+from understudy.testing.evidence import Run
 from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_process import Agent, Play, Script
 from understudy.testing.virtual_process import suspendable
 from understudy.wire.daemon import AgentBrief, ClaimedTask
 
 PATIENCE_S: Final = 30.0
+HOUR_S: Final = 3600.0
 
 
 # The same parts, played by a shell and by a script
@@ -137,7 +140,7 @@ class Stage:
         task = claimed()
         spec = Spec(
             run=str(task.id),
-            argv=["sh", "-c", PARTS[play]],
+            argv=["sh", "-c", PARTS.get(play, "")],
             cwd=str(self.root),
             env={"PATH": os.environ["PATH"]},
             grace_s=0.2,
@@ -155,6 +158,15 @@ class Stage:
         for kept in self.known:
             if (kept.run_dir / rundir.STATE).exists():
                 here().send([keeper_of(kept), *here().marked(kept.spec().run)], signal.SIGKILL)
+
+
+@dataclass
+class SimulatedStage(Stage):
+    keepers: Keepers = field(kw_only=True)
+    auditor: Auditor = field(kw_only=True)
+
+    def runs(self) -> list[Run]:
+        return [*self.auditor.runs.values()]
 
 
 def claimed() -> ClaimedTask:
@@ -221,9 +233,10 @@ async def an_exit_is_written_down(stage: Stage) -> None:
 
 async def the_directory_goes_through_the_same_files(stage: Stage) -> None:
     kept = await stage.start(sleeps, stdin="hello\n")
-    at_work = {rundir.SPEC, rundir.LOCK, rundir.STATE, rundir.OUT, rundir.ERR, rundir.FRAMES}
+    records = {rundir.SPEC, rundir.STATE, ORDER}
+    at_work = {rundir.LOCK, rundir.LOG, rundir.OUT, rundir.ERR, rundir.FRAMES}
     files = {path.name for path in kept.run_dir.iterdir() if path.is_file()}
-    assert files - {rundir.LOG, "order.json"} == at_work
+    assert files == records | at_work
     assert kept.look() is Standing.KEPT
     state = kept.state()
     assert here().marked(kept.spec().run) == [Process(state.agent_pid or 0, state.agent_start or 0)]
@@ -434,19 +447,142 @@ class SimulatedMachine:
 
 
 async def on_a_simulated_machine(scenario: Scenario, root: Path) -> None:
+    async with open_machine(root) as stage:
+        await scenario(stage)
+
+
+@asynccontextmanager
+async def open_machine(root: Path) -> AsyncIterator[SimulatedStage]:
+    """Asserts that nothing of it is left when its power is cut."""
     plays: dict[str, Play] = {}
+    auditor = Auditor()
+    before = open_files()
     with suspendable():
         async with trio.open_nursery() as nursery:
             keepers = Keepers(
                 "machine-0",
                 nursery,
-                Auditor(),
+                auditor,
                 lambda _task, spec, _earlier: Script("part", plays[spec.run]),
                 boot_s=trio.current_time,
                 epoch_s=trio.current_time,
             )
             stand_on(cast(Machine, SimulatedMachine(keepers)))
-            with trio.fail_after(PATIENCE_S):
-                await scenario(Stage(root, plays))
+            with trio.fail_after(HOUR_S):
+                yield SimulatedStage(root, plays, keepers=keepers, auditor=auditor)
             keepers.kill_all()
             assert keepers.living() == []
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+# What happens to simulated machines only
+
+
+def simulated(test: Callable[[SimulatedStage], Awaitable[None]]) -> Callable[[Path], None]:
+    async def main(root: Path) -> None:
+        async with open_machine(root) as stage:
+            await test(stage)
+
+    def run(tmp_path: Path) -> None:
+        run_virtual(partial(main, tmp_path), seed=1)
+
+    run.__name__ = test.__name__
+    return run
+
+
+@simulated
+async def test_a_machine_that_sleeps_makes_nobody_older(stage: SimulatedStage) -> None:
+    """Its monotonic clock stands still; the boot's, by which promises are kept, does not."""
+    kept = await stage.start(prints_every_second, orphan_s=10)
+    other = await stage.start(sleeps, trusted_until=trio.current_time() + 10, orphan_s=20)
+    await trio.sleep(3.5)
+    stage.keepers.suspend()
+    lines = output(kept)
+    await trio.sleep(20)
+    assert output(kept) == lines
+    stage.keepers.resume()
+    await trio.sleep(1)
+    assert output(kept) == lines + "tick\n"
+    await trio.sleep(2)
+    assert other.exit().why == "runtime_offline"
+    assert kept.look() is Standing.KEPT
+    await trio.sleep(4)
+    assert kept.exit().why == "orphaned"
+    (run, _) = stage.auditor.runs.values()
+    assert run.spans == [(0, 3.5), (23.5, pytest.approx(30))]
+
+
+async def prints_every_second(agent: Agent) -> int:
+    while True:
+        await agent.sleep(1)
+        agent.raw(b"tick\n")
+
+
+@simulated
+async def test_who_is_asked_while_the_machine_sleeps_answers_when_it_wakes(
+    stage: SimulatedStage,
+) -> None:
+    kept = await stage.start(sleeps)
+    stage.keepers.suspend()
+    with trio.move_on_after(5) as scope:
+        await kept.ping()
+    assert scope.cancelled_caught
+    stage.keepers.resume()
+    assert (await kept.ping()).agent_alive
+
+
+@simulated
+async def test_a_power_cut_leaves_a_lost_run_and_nobody(stage: SimulatedStage) -> None:
+    kept = await stage.start(forks)
+    stage.keepers.kill_all()
+    assert (kept.look(), stage.keepers.living()) == (Standing.LOST, [])
+    assert await kept.sweep() == []
+    (run,) = stage.auditor.runs.values()
+    assert (run.has_finished, run.spans) == (False, [(0, 0)])
+
+
+@pytest.mark.parametrize("step", range(16))
+@pytest.mark.parametrize("play", [exits, leaves_a_child, reads_one], ids=lambda play: play.__name__)
+def test_a_keeper_may_die_at_any_await(play: Play, step: int, tmp_path: Path) -> None:
+    """R8.1: what it leaves can be told, and swept; it is never lost and begun anew."""
+
+    async def main() -> None:
+        async with open_machine(tmp_path) as stage:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(doom_the_first, stage.keepers, step)
+                with suppress(KeeperFailed):
+                    kept = await stage.start(play, stdin="go\n")
+                    assert kept.look() is not Standing.UNBORN
+            await trio.sleep(60)
+            (kept,) = stage.known
+            standing = kept.look()
+            assert not locks.is_locked(kept.run_dir / rundir.LOCK)
+            assert standing is not Standing.KEPT
+            if standing is Standing.LOST:
+                await kept.sweep()
+            assert stage.keepers.living() == []
+            assert all(run.has_finished == (standing is Standing.OVER) for run in stage.runs())
+            if standing is Standing.UNBORN:
+                assert stage.runs() == []
+
+    run_virtual(main, seed=step)
+
+
+async def doom_the_first(keepers: Keepers, step: int) -> None:
+    while not keepers.keepers():
+        await trio.lowlevel.checkpoint()
+    keepers.keepers()[0].kill_after(step)
+
+
+@simulated
+async def test_who_holds_32_connections_gets_no_more(stage: SimulatedStage) -> None:
+    kept = await stage.start(sleeps)
+    streams = [await kept._connect() for _ in range(control.CLIENTS_MAX)]
+    with pytest.raises(KeeperGone):
+        await kept.ping()
+    await streams[0].aclose()
+    assert (await kept.ping()).agent_alive

@@ -25,7 +25,7 @@ import trio
 
 from understudy.daemon.processes import Process
 from understudy.daemon.record import AFRESH, read_order
-from understudy.daemon.rundir import Spec
+from understudy.daemon.rundir import LOG, Spec
 from understudy.testing.evidence import Run
 from understudy.testing.simulated_keeper import Home, SimulatedKeeper
 from understudy.testing.simulated_process import AwakeClock, ProcessTable, Script
@@ -82,6 +82,7 @@ class Keepers:
     # The seam
 
     async def start(self, run_dir: Path, descriptors: Sequence[int]) -> str:
+        (run_dir / LOG).touch(0o600)  # Of any keeper's last words.
         keeper = SimulatedKeeper(run_dir, [os.dup(each) for each in descriptors], self._home)
         self._alive[keeper.identity] = keeper
         keeper.process.at_death.append(lambda: self._alive.pop(keeper.identity))
