@@ -86,19 +86,34 @@ def test_inherited_claim_is_held_until_the_heir_is_dead_too(world: World, disk: 
     claim.close()
 
 
-def test_claim_closed_by_its_taker_is_the_heirs(world: World, disk: Disk) -> None:
-    """The number of the descriptor is used again, for the same lock even: it is not the taker's."""
+def test_number_of_a_closed_descriptor_is_no_longer_its_takers(world: World, disk: Disk) -> None:
     home = disk.root / "home"
     world.process = "daemon"
     claim = claim_nowait(home)
     assert claim
-    first = world.locks.inherit("keeper", claim.descriptors)
+    heirs = [os.dup(descriptor) for descriptor in claim.descriptors]
+    closed = claim.descriptors
     claim.close()
-    second = world.locks.inherit("second keeper", first)
+    copies = [os.dup(descriptor) for descriptor in heirs]
+    assert copies == [*closed]
     world.locks.release("daemon")
-    world.locks.release("keeper")
+    for heir in heirs:
+        os.close(heir)
     assert claim_nowait(home) is None
-    Claim(*first, *second).close()
+    Claim(*copies).close()
+
+
+def test_number_that_was_closed_unseen_is_left_alone(world: World, disk: Disk) -> None:
+    world.process = "daemon"
+    held = take_lock(disk.root / "lock")
+    assert held is not None
+    os.fdopen(held).close()
+    other = os.open(disk.root / "file", os.O_WRONLY | os.O_CREAT)
+    assert other == held
+    world.locks.release("daemon")
+    os.write(other, b"whole")
+    assert (disk.root / "file").read_text() == "whole"
+    os.close(other)
 
 
 def test_database_of_a_dead_process_is_free_and_as_it_left_it(world: World, disk: Disk) -> None:
