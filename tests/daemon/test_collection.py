@@ -518,7 +518,7 @@ async def test_a_cache_that_nothing_needs_goes_with_its_lock(yard: Yard) -> None
 async def test_a_cache_stays_while_a_directory_needs_it(yard: Yard) -> None:
     yard.issue = closed("in_review")
     work = await yard.work(yard.desk.order(yard.desk.repository()))
-    assert (await one_cache(yard)).verdict == Keep(reason=f"{work} is a worktree of it")
+    assert (await one_cache(yard)).verdict == Keep(reason=f"a worktree of it is there: {work}")
 
 
 async def test_a_cache_that_was_used_lately_stays(yard: Yard) -> None:

@@ -28,7 +28,7 @@ async def need_of(git: Git, cache: Path) -> str | None:
     if not (cache / CONFIG).is_file():
         return "it was not made by Understudy"
     if (worktree := _worktree(cache)) is not None:
-        return f"{worktree} is a worktree of it"
+        return f"a worktree of it is there: {worktree}"
     loose = ["rev-list", "--max-count=1", "--ignore-missing", "--all", "--reflog"]
     loose += ["--not", "--remotes", "--glob=refs/origin"]
     try:
