@@ -13,6 +13,7 @@ from understudy.core.failures import FailureReason
 from understudy.testing.evidence import Run
 
 SILENT: Final = frozenset({"session", "usage", "result"})
+AS_SHELLS_TELL_SIGNALS: Final = frozenset({129, 130, 137, 143})
 REASONS: Final = frozenset(FailureReason)
 
 
@@ -49,6 +50,16 @@ class Said:
             told = fields.get("reason", "")
             run.reason = told if told in REASONS else FailureReason.AGENT_ERROR.value
             run.retry_after_s = fields.get("retry_after_s")
+
+
+def conclude_from_status(run: Run, status: int) -> None:
+    """Of an agent that has ended without a word about it, unstopped; negative: by that signal."""
+    if not run.has_finished:
+        run.has_finished = True
+        if status < 0 or status in AS_SHELLS_TELL_SIGNALS:
+            run.reason = "agent_killed"
+        else:
+            run.reason = "agent_error" if status else "no_result"
 
 
 def as_stored(text: str) -> str:

@@ -45,6 +45,7 @@ from understudy.daemon.rundir import (
     write_record,
 )
 from understudy.daemon.watch import PAUSE_S_MAX
+from understudy.testing.claims_of_agents import conclude_from_status
 from understudy.testing.evidence import Run
 from understudy.testing.simulated_control import Client, Listener
 from understudy.testing.simulated_process import (
@@ -154,9 +155,8 @@ class SimulatedKeeper:
         self.agent = agent = self._spawn(run, script)
         await self._checkpoint()
         await self._live(agent)
-        if self._why == Why.EXITED and not run.has_finished:
-            run.reason = "agent_error" if self._status else "no_result"
-            run.has_finished = True
+        if self._why == Why.EXITED and agent.status is not None:
+            conclude_from_status(run, agent.status)
 
     def _spawn(self, run: Run, script: Script) -> Agent:
         home = self.home
