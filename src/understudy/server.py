@@ -48,6 +48,7 @@ PLANS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_bitmapscan": "off",
+    "jit": "off",
 }
 """A queue's statistics are always stale: what was planned for an empty table scans a full one.
 Every statement here has an index to go through. The moves alone, by pgbench: a third more."""

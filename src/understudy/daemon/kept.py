@@ -146,7 +146,7 @@ class Kept:
         run, swept = self.spec().run, dict[str, None]()
         with trio.move_on_after(keeper.KILL_S):  # Not even SIGKILL ends what waits for a dead disk.
             while left := here().marked(run):
-                swept |= dict.fromkeys(here().name(process) for process in left)
+                swept |= dict.fromkeys(here().name_of(process) for process in left)
                 here().send(left, signal.SIGKILL)
                 await trio.sleep(LOOK_AGAIN_S)
         return list(swept)

@@ -51,13 +51,17 @@ class Machine(Protocol):
         """What the keeper has to say before it falls silent. It inherits the descriptors."""
         ...
 
+    async def open_tcp(self, host: str, port: int) -> trio.abc.Stream:
+        """Raises OSError."""
+        ...
+
     async def connect(self, address: Path) -> trio.abc.Stream:
         """To a keeper's socket. Raises OSError where nobody listens."""
         ...
 
     def marked(self, run: str) -> list[Process]: ...
 
-    def name(self, process: Process) -> str: ...
+    def name_of(self, process: Process) -> str: ...
 
     def send(self, receivers: Iterable[Process], number: int) -> None: ...
 
@@ -74,7 +78,7 @@ class ThisMachine:
     monotonic_s = staticmethod(time.monotonic)
     find_clis = staticmethod(find_clis)
     marked = staticmethod(processes.marked)
-    name = staticmethod(processes.name)
+    name_of = staticmethod(processes.name)
     send = staticmethod(processes.send)
 
     def epoch_s(self) -> float:
@@ -99,6 +103,9 @@ class ThisMachine:
             # What we started has forked the keeper and ended: reap it, even when cancelled.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + START_GRACE_S):
                 await process.wait()
+
+    async def open_tcp(self, host: str, port: int) -> trio.abc.Stream:
+        return await trio.open_tcp_stream(host, port)
 
     async def connect(self, address: Path) -> trio.abc.Stream:
         return await trio.open_unix_socket(address)

@@ -81,7 +81,7 @@ async def run_daemon(
             dialer or dial(config),
             heartbeat_s=config.leases.heartbeat_s,
             dice=here().dice,
-            poll=poller if dialer else poll(config),
+            poll=poller or (None if dialer else poll(config)),
             transport=config.transport,
         )
         shop = _workshop(config, link, outbox)

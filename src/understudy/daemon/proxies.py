@@ -16,6 +16,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import h11
 import trio
 
+from understudy.daemon.machine import here
+
 PORTS: Final = {"http": 80, "https": 443}
 ANSWER_MAX: Final = 64 * 1024
 
@@ -118,7 +120,7 @@ async def open_stream(server: SplitResult, proxy: Proxy | None) -> trio.abc.Stre
     """
     host, port = server.hostname or "", server.port or PORTS[server.scheme]
     if proxy is None:
-        stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
+        stream = await here().open_tcp(host, port)
     else:
         stream = await _open_tunnel(proxy, f"{bracketed(host)}:{port}")
     return await _secured(stream, host) if server.scheme == "https" else stream
@@ -126,7 +128,7 @@ async def open_stream(server: SplitResult, proxy: Proxy | None) -> trio.abc.Stre
 
 async def _open_tunnel(proxy: Proxy, target: str) -> trio.abc.Stream:
     try:
-        stream: trio.abc.Stream = await trio.open_tcp_stream(proxy.host, proxy.port)
+        stream = await here().open_tcp(proxy.host, proxy.port)
     except OSError as error:
         raise OSError(f"{proxy} cannot be reached: {error}") from None
     if proxy.scheme == "https":

@@ -47,9 +47,12 @@ class Statement:
 
     def ask(self, pgconn: PGconn, arguments: Sequence[object]) -> PQGen[list[PGresult]]:
         """Send it; the steps that follow give one result."""
-        self._send(pgconn, self._dumped(arguments))
+        self.send(pgconn, arguments)
         steps: PQGen[list[PGresult]] = execute(pgconn)
         return steps
+
+    def send(self, pgconn: PGconn, arguments: Sequence[object]) -> None:
+        self._send(pgconn, self._dumped(arguments))
 
     def ask_each(self, pgconn: PGconn, rows: Sequence[Sequence[object]]) -> PQGen[list[PGresult]]:
         """One result for each row of arguments; the server takes all of them or none."""

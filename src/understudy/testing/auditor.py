@@ -32,6 +32,9 @@ class Auditor:
     def runs(self) -> dict[UUID, Run]:
         return self.machines.runs
 
+    def violated(self, sentence: str) -> None:
+        self.violations.append(sentence)
+
     def note(self, line: str) -> None:
         self.log.append(f"{trio.current_time():9.3f} {line}")
 
@@ -50,10 +53,14 @@ class Auditor:
         self.runs[run.task.id] = run
         run.goes_on(trio.current_time())
 
-    def acknowledged(self, task_id: UUID, status: str) -> None:
-        run = self.runs[task_id]
-        self.note(f"{run.machine} was told that {task_id} is {status}")
-        run.answer = status
+    def acknowledged(self, task_id: UUID) -> None:
+        """The daemon has forgotten its report."""
+        if (run := self.runs.get(task_id)) is not None:
+            self.note(f"the end of {task_id} on {run.machine} is acknowledged")
+            run.is_acknowledged = True
+
+    def let_go(self, machine: str, task_id: UUID) -> None:
+        self.machines.let_go[machine, task_id] = trio.current_time()
 
     def heard(self, machine: str, at: float) -> None:
         insort(self.machines.heard.setdefault(machine, []), at)
@@ -62,8 +69,8 @@ class Auditor:
         now = trio.current_time()
         self.machines.promises.setdefault(machine, []).append((now, until))
 
-    def registers(self, machine: str) -> None:
-        self.machines.registered.setdefault(machine, []).append(trio.current_time())
+    def registers(self, machine: str, at: float) -> None:
+        insort(self.machines.registered.setdefault(machine, []), at)
 
     async def examine(self, database: Database, limits: dict[UUID, int], leases: Leases) -> None:
         """Everything has come to rest: compare."""

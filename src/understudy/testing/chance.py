@@ -11,25 +11,42 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar, final
 
+from understudy.testing.faults import Kind
+
 T = TypeVar("T")
 
 
 @final
 class Chance:
-    def __init__(self, seed: int, muted: frozenset[str] = frozenset()) -> None:
+    """`muted` are faults by name, `kinds` the only kinds that strike; None: all."""
+
+    def __init__(
+        self,
+        seed: int,
+        muted: frozenset[str] = frozenset(),
+        kinds: frozenset[str] | None = None,
+    ) -> None:
         self._seed = seed
         self._muted = muted
+        self._kinds = kinds
         self._visits: Counter[str] = Counter()
         self.is_over = False
         self.struck: list[str] = []
-        """The faults that happened, as `site#n`: what `muted` takes."""
+        """The faults that happened, as `place/kind#n`: what `muted` takes."""
+
+    def befalls(self, place: str, kind: Kind) -> bool:
+        return self.strikes(f"{place}/{kind.name}", kind.rate)
 
     def strikes(self, site: str, probability: float) -> bool:
         drawn, name = self._draw(site)
-        if self.is_over or drawn >= probability or name in self._muted:
+        if self.is_over or drawn >= probability or not self._may(site, name):
             return False
         self.struck.append(name)
         return True
+
+    def _may(self, site: str, name: str) -> bool:
+        is_wanted = self._kinds is None or site.rpartition("/")[2] in self._kinds
+        return is_wanted and name not in self._muted
 
     def pick(self, site: str, options: Sequence[T]) -> T:
         return options[int(self._draw(site)[0] * len(options))]

@@ -20,6 +20,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Final, TypeAlias, final
 
 from understudy.daemon import locks
@@ -65,6 +66,17 @@ class Disk:
         self._is_synced = dict.fromkeys(self._is_synced, True)
         self.is_full = was_full
         return lost
+
+    def wipe(self) -> None:
+        """As it was delivered."""
+        for connection in self._connections:
+            connection.die()
+        self._connections.clear()
+        self._is_synced.clear()
+        for entry in self.root.iterdir():
+            rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._tree = Tree(self.root)
+        self.is_full = False
 
     def fill(self) -> None:
         """From now on what needs room fails; to create an empty file does not."""

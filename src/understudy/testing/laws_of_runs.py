@@ -26,9 +26,16 @@ def broken(evidence: Evidence) -> Iterator[str]:
         yield from _transcript_torn(evidence, run, row)
     yield from _comments_doubled(evidence)
     yield from _successes_invented(evidence)
-    for task_id, spent in evidence.usage.items():
-        if spent != 1:
-            yield f"{task_id} is billed {spent} tokens"
+    yield from _bills_wrong(evidence)
+
+
+def _bills_wrong(evidence: Evidence) -> Iterator[str]:
+    """R6.7: what agents have spent is billed, once; of a machine that lost its memory, no more."""
+    for task_id, row in evidence.tasks.items():
+        billed, run = evidence.usage.get(task_id, 0), evidence.machines.runs.get(task_id)
+        spent = run.tokens if run is not None else 0
+        if billed > spent or (billed != spent and row["status"] == "completed"):
+            yield f"{task_id} is billed {billed} tokens of {spent}"
 
 
 def _two_at_once(evidence: Evidence) -> Iterator[str]:
@@ -56,7 +63,7 @@ def _ends_lost(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
         return
     if status == "cancelled" and row["cancel_requested_by"] is not None:
         return
-    if run.answer is None:
+    if not run.is_acknowledged:
         yield f"{name} was brought to its end by {run.machine}; its report was never taken"
     if run.reason is not None or status == "cancelled":
         if status != "failed":

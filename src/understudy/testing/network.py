@@ -15,6 +15,7 @@ from typing import TypeAlias, final
 import trio
 
 from understudy.testing.streams import Address, Direction, MemoryStream, Wire
+from understudy.testing.virtual_process import current_process
 
 BACKLOG = 1024
 
@@ -67,6 +68,8 @@ class Crossing:
     connection_id: int
     direction: Direction
     data: bytes
+    attempt: Attempt
+    """What made the connection."""
 
 
 ConnectFault: TypeAlias = Refuse | Delay | Vanish
@@ -123,7 +126,8 @@ class MemoryNetwork:
     async def connect(self, host: str, port: int, *, client: str = "10.0.0.1") -> MemoryStream:
         """Raise ConnectionRefusedError if nobody listens there."""
         await trio.sleep(self.latency_s)
-        match self.faults.on_connect(Attempt(client, host)):
+        attempt = Attempt(client, host)
+        match self.faults.on_connect(attempt):
             case Refuse():
                 raise _refusal(host, port)
             case Delay(seconds):
@@ -136,10 +140,17 @@ class MemoryNetwork:
         if listener is None:
             raise _refusal(host, port)
         self.connections_made += 1
-        wire = FaultyWire(self.connections_made, self.faults, self.latency_s)
+        wire = FaultyWire(self.connections_made, self.faults, self.latency_s, attempt)
         near, far = (client, 40_000 + wire.connection_id), (host, port)
         listener.arrive(MemoryStream(wire, "down", local=far, peer=near))
-        return MemoryStream(wire, "up", local=near, peer=far)
+        return _owned(MemoryStream(wire, "up", local=near, peer=far))
+
+
+def _owned(stream: MemoryStream) -> MemoryStream:
+    """The process that has it open takes it along when it dies."""
+    if (process := current_process()) is not None:
+        process.at_death.append(stream.reset)
+    return stream
 
 
 def _refusal(host: str, port: int) -> ConnectionRefusedError:
@@ -156,9 +167,9 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
         self._arrivals.send_nowait(stream)
 
     async def accept(self) -> MemoryStream:
-        return await self._accepted.receive()
+        return _owned(await self._accepted.receive())
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Refuse from now on, and reset who was waiting to be accepted, as a socket does."""
         self._on_close()
         self._arrivals.close()
@@ -166,19 +177,25 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
             while True:
                 self._accepted.receive_nowait().reset()
         self._accepted.close()
+
+    async def aclose(self) -> None:
+        self.close()
         await trio.lowlevel.checkpoint()
 
 
 @final
 class FaultyWire(Wire):
-    def __init__(self, connection_id: int, faults: Faults, latency_s: float) -> None:
+    def __init__(
+        self, connection_id: int, faults: Faults, latency_s: float, attempt: Attempt
+    ) -> None:
         super().__init__(latency_s)
         self.connection_id = connection_id
+        self._attempt = attempt
         self._faults = faults
 
     async def carry(self, direction: Direction, data: bytes) -> None:
         pipe = self.pipes[direction]
-        match self._faults.on_crossing(Crossing(self.connection_id, direction, data)):
+        match self._faults.on_crossing(Crossing(self.connection_id, direction, data, self._attempt)):
             case None:
                 await pipe.put(data, self.due)
             case Delay(seconds):

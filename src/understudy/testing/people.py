@@ -1,50 +1,44 @@
-"""The people of a simulated world: they assign, comment, change their minds, cancel, run again."""
+"""The people of a simulated world: they assign, comment, change their minds, cancel, run again.
+
+They speak HTTP, and insist: what was not answered is asked again, whether it was done or not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final, TypeVar, final
-from uuid import UUID
+from typing import Any, Final, TypeVar, final
 
+import httpx2
 import trio
 
-from understudy.actors.mailbox import ActorGone
-from understudy.actors.task import Cancel
-from understudy.core.records import Agent, Issue
-from understudy.store import issues, tasks
-from understudy.store.errors import DatabaseUnavailable
-from understudy.store.issues import Author
-from understudy.store.tasks import Moved, Outcome
+from understudy.core.lifecycle import TERMINAL
+from understudy.core.records import Agent
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
-from understudy.testing.line import InjectedCrash
-from understudy.testing.simulated_node import Node
-from understudy.wire.board import CreateIssue, RerunIssue
 
 T = TypeVar("T")
 
-ISSUES: Final = 12
-DEEDS: Final = 40
+ISSUES: Final = 9
+DEEDS: Final = 26
+PAUSE_S: Final = (0.0, 0.0, 1.0, 10.0, 30.0)
 DEED_S: Final = (0.0, 1.0, 5.0, 20.0, 40.0)
-PASSING: Final = (DatabaseUnavailable, InjectedCrash, ActorGone)
-
-
-class NobodyThere(Exception):
-    """No node is up."""
+AGAIN_S: Final = 2.0
+PATIENCE_S: Final = 20.0
+PASSING: Final = 500
+POISON: Final = ("", "", "", "\x1b[2J\x07 ", "\u202e\U0001f916 ", "'); drop table tasks; -- ")
 
 
 @final
 @dataclass
 class People:
-    user_id: UUID
-    workspace_id: UUID
+    clients: list[httpx2.AsyncClient]
+    """One for each node."""
     agents: list[Agent]
     chance: Chance
     auditor: Auditor
-    nodes: Callable[[], list[Node]]
-    issues: list[Issue] = field(default_factory=list)
+    issues: list[str] = field(default_factory=list)
+    """Keys."""
 
     async def live(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -53,22 +47,31 @@ class People:
 
     async def _make_issues(self) -> None:
         for number in range(ISSUES):
-            await trio.sleep(self._pick("pause", (0.0, 0.0, 1.0, 10.0, 30.0)))
-            issue = await self._insist(partial(self._create, f"Issue {number}"))
-            self.issues.append(issue)
+            await trio.sleep(self._pick("pause", PAUSE_S))
+            made = await self._insist(
+                "post",
+                "/api/issues",
+                {
+                    "title": f"Issue {number}",
+                    "description": self._pick("poison", POISON),
+                    "priority": self._pick("priority", (0, 0, 1, 2, 3, 4)),
+                },
+            )
+            key = made["issue"]["key"]
+            self.issues.append(key)
             for _ in range(self._pick("agents", (1, 1, 2))):
-                await self._insist(partial(self._assign, issue, self._agent()))
+                await self._assign(key, number)
                 await trio.sleep(self._pick("change of mind", (0.0, 1.0, 20.0)))
 
     async def _meddle(self) -> None:
+        deeds = (
+            *[self._comment] * 4, self._assign, self._rerun, self._rerun, self._cancel,
+            self._cancel_issue, self._move, self._ask_why, self._ask_why,
+        )  # fmt: skip
         for number in range(DEEDS):
             await trio.sleep(self._pick("deed_s", DEED_S))
             if self.issues:
-                issue = self._pick("issue", self.issues)
-                deed = self._pick("deed", (*[self._comment] * 4, self._assign_any, self._rerun,
-                                           self._rerun, self._cancel, self._cancel_issue,
-                                           self._move))  # fmt: skip
-                await self._insist(partial(deed, issue, number))
+                await self._pick("deed", deeds)(self._pick("issue", self.issues), number)
 
     def _pick(self, site: str, options: Sequence[T]) -> T:
         return self.chance.pick(f"people/{site}", options)
@@ -76,74 +79,66 @@ class People:
     def _agent(self) -> Agent:
         return self._pick("agent", self.agents)
 
-    def _node(self) -> Node:
-        if not (up := self.nodes()):
-            raise NobodyThere
-        return self._pick("node", up)
-
-    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """At least once: an answer that was lost is no reason to stop."""
+    async def _insist(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  # JSON.
+        """At least once; None for what was refused."""
         while True:
+            client = self._pick("node", self.clients)
             try:
-                return await ask()
-            except (NobodyThere, *PASSING):
-                await trio.sleep(1)
+                with trio.fail_after(PATIENCE_S):
+                    answer = await client.request(method, path, json=body)
+            except (httpx2.HTTPError, trio.TooSlowError):
+                await trio.sleep(AGAIN_S)
+                continue
+            if answer.is_success:
+                return answer.json()
+            if answer.status_code == 500:  # noqa: PLR2004
+                self.auditor.note(f"{method} {path}: 500 {answer.text[:200]}")
+            elif answer.status_code < PASSING and answer.status_code != 429:  # noqa: PLR2004
+                self.auditor.note(f"{method} {path}: {answer.status_code} {answer.text[:100]}")
+                return None
+            await trio.sleep(AGAIN_S)
 
     # Their deeds
 
-    async def _create(self, title: str) -> Issue:
-        wanted = CreateIssue(title=title)
-        return await issues.create(self._node().database, self.workspace_id, self.user_id, wanted)
+    async def _assign(self, key: str, _: int) -> None:
+        await self._insist("post", f"/api/issues/{key}/assign", {"agent": self._agent().name})
 
-    async def _assign(self, issue: Issue, agent: Agent) -> None:
-        node = self._node()
-        done = await issues.assign(node.database, self.workspace_id, issue.id, agent.id)
-        if done.task is not None and not self.chance.strikes("lost wake", 0.1):
-            node.cast.committed(Moved(Outcome.MOVED, done.task))
-
-    async def _assign_any(self, issue: Issue, _: int) -> None:
-        await self._assign(issue, self._agent())
-
-    async def _comment(self, issue: Issue, number: int) -> None:
-        body = f"comment {number}"
+    async def _comment(self, key: str, number: int) -> None:
+        body = f"{self._pick('poison', POISON)}comment {number}"
         for _ in range(self._pick("mentions", (0, 1, 1, 2))):
             body += f" @{self._agent().name}."
-        node = self._node()
-        await issues.add_comment(node.database, issue, body, Author(user_id=self.user_id))
-        node.cast.committed(None)
+        await self._insist("post", f"/api/issues/{key}/comments", {"body": body})
 
-    async def _rerun(self, issue: Issue, _: int) -> None:
-        node = self._node()
-        wanted = RerunIssue(
-            fresh=self._pick("fresh", (True, False)), after=self._pick("after", (True, False))
-        )
+    async def _rerun(self, key: str, _: int) -> None:
+        wanted = {
+            "fresh": self._pick("fresh", (True, False)),
+            "after": self._pick("after", (True, False)),
+        }
         asked_at = trio.current_time()
         try:
-            done = await issues.rerun(node.database, issue, wanted, user_id=self.user_id)
+            await self._insist("post", f"/api/issues/{key}/rerun", wanted)
         finally:
             self.auditor.machines.reruns.append((asked_at, trio.current_time()))
-        for moved in done.cancelled:
-            node.cast.committed(moved)
-        if done.task is not None:
-            node.cast.committed(Moved(Outcome.MOVED, done.task))
 
-    async def _cancel(self, issue: Issue, _: int) -> None:
-        node = self._node()
-        active = [
-            row for row in await tasks.of_issue(node.database, issue.id) if row.completed_at is None
-        ]
-        if active:
-            row = self._pick("task", active)
-            await node.cast.report(row.id, partial(Cancel, self.workspace_id, row.id, self.user_id))
+    async def _cancel(self, key: str, _: int) -> None:
+        if task := await self._active(key):
+            await self._insist("post", f"/api/tasks/{task['id']}/cancel")
 
-    async def _cancel_issue(self, issue: Issue, _: int) -> None:
-        node = self._node()
-        done = await tasks.cancel_issue(node.database, self.workspace_id, issue.id, by=self.user_id)
-        for moved in done:
-            node.cast.committed(moved)
+    async def _cancel_issue(self, key: str, _: int) -> None:
+        await self._insist("post", f"/api/issues/{key}/cancel")
 
-    async def _move(self, issue: Issue, _: int) -> None:
-        node = self._node()
+    async def _move(self, key: str, _: int) -> None:
         status = self._pick("status", ("todo", "backlog", "done", "todo"))
-        await issues.set_status(node.database, self.workspace_id, issue.id, status)
-        node.cast.committed(None)
+        await self._insist("patch", f"/api/issues/{key}", {"status": status})
+
+    async def _ask_why(self, key: str, _: int) -> None:
+        """R1.5: whatever has not ended is explained, at any moment."""
+        if task := await self._active(key):
+            said = await self._insist("get", f"/api/tasks/{task['id']}/why")
+            if said is None or not said["sentence"]:
+                self.auditor.violated(f"{task['id']} is not explained: {said}")
+
+    async def _active(self, key: str) -> Any:  # noqa: ANN401  # JSON.
+        shown = await self._insist("get", f"/api/issues/{key}")
+        active = [each for each in shown["tasks"] if each["status"] not in TERMINAL]
+        return self._pick("task", active) if active else None

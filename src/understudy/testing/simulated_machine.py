@@ -1,205 +1,199 @@
-"""A machine in a simulated world: its disk, the agents' processes on it, and what befalls it.
+"""A machine in a simulated world: its clocks, its disk, its way to the server, what befalls it.
 
-The processes outlive the daemon, as they do under their keepers; they stand still while the machine
-sleeps, and go down with it.
+It is what a daemon's code finds behind `understudy.daemon.machine.here`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Final, final
-from uuid import UUID
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Final, TypeVar, final
 
 import trio
 
+from understudy.daemon.polling import PolledSession
+from understudy.daemon.probe import Found
+from understudy.daemon.processes import Process
+from understudy.daemon.session import headers
+from understudy.testing import faults
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
-from understudy.testing.evidence import Run
-from understudy.testing.line import SILENCE_S, Line
-from understudy.wire.daemon import ClaimedTask
+from understudy.testing.client import open_client
+from understudy.testing.disk import Disk
+from understudy.testing.network import MemoryNetwork
+from understudy.testing.simulated_keepers import Keepers
+from understudy.testing.simulated_network import Way, Weather
+from understudy.testing.simulated_node import PORT
+from understudy.testing.virtual import EPOCH
+from understudy.testing.virtual_process import VirtualProcess
 
-STEP_S: Final = 10.0
 CALM_S: Final = (20.0, 60.0, 120.0, 240.0)
 NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
-"""The longest is longer than the grace of a machine that nobody can stand in for (world.py)."""
+NIGHTS_S: Final = (3600.0, 8 * 3600.0, 3 * 86400.0)
 PARTITIONS_S: Final = (10.0, 40.0, 95.0, 150.0, 500.0)
+FULL_S: Final = (5.0, 30.0, 120.0)
+DRIFTS: Final = (1e-4, -1e-4, 5e-4, -5e-4)
+JUMPS_S: Final = (-3600.0, -1.0, 30.0, 86400.0)
+
+R = TypeVar("R")
 
 
 @final
-class Process:
-    """An agent at work under its keeper: writes a message to its spool now and then, and ends."""
-
-    def __init__(self, machine: SimulatedMachine, run: Run, work_s: float) -> None:
-        self.run = run
-        self.ended = trio.Event()
-        self.has_crashed = False
-        self._machine = machine
-        self._work_s = work_s
-        self._alive = trio.CancelScope()
-
-    async def live(self) -> None:
-        machine, left_s = self._machine, self._work_s
-        machine.auditor.began(self.run)
-        with self._alive:
-            while True:
-                self.run.messages += 1
-                await machine.rest(min(STEP_S, left_s))
-                left_s -= STEP_S
-                if left_s <= 0:
-                    break
-            machine.auditor.note(f"{machine.name} finished {self.run.task.id}")
-            self.run.has_finished = True
-        self.run.stands_still(trio.current_time())
-        self.ended.set()
-
-    def kill(self) -> None:
-        if not self.ended.is_set():
-            self._alive.cancel()
-            self.run.stands_still(trio.current_time())
-
-    def crash(self) -> None:
-        self.has_crashed = not self.ended.is_set()
-        self.kill()
-
-
-@dataclass
-class Held:
-    """On disk: one task, as far as it has come."""
-
-    task: ClaimedTask
-    process: Process | None = None
-    told: int = 0
-    is_distrusted: bool = False
-    """Stopped because another machine may have been given it (R4.11)."""
-    is_stopping: bool = False
-
-    @property
-    def token(self) -> UUID:
-        assert self.task.claim_token is not None
-        return self.task.claim_token
-
-    @property
-    def has_end(self) -> bool:
-        """There is a report to be sent."""
-        ended = self.process is not None and self.process.ended.is_set()
-        return self.is_distrusted or (ended and not self.is_stopping)
-
-
-@final
-@dataclass
 class SimulatedMachine:
-    name: str
-    slots: int
-    chance: Chance
-    auditor: Auditor
-    nursery: trio.Nursery
-    """Where its processes live."""
-    disk: dict[UUID, Held] = field(default_factory=dict)
-    trusted_until: float = 0.0
-    """R4.11. A daemon that comes back goes by what the one before it was promised."""
-    line: Line | None = None
-    is_asleep: bool = False
-    is_cut_up: bool = False
-    is_cut_down: bool = False
-    _up: trio.Event = field(default_factory=trio.Event)
+    def __init__(
+        self,
+        name: str,
+        disk: Disk,
+        nodes: Sequence[str],
+        network: MemoryNetwork,
+        weather: Weather,
+        chance: Chance,
+        auditor: Auditor,
+        dice: Random,
+    ) -> None:
+        self.name = name
+        self.disk = disk
+        self.dice = dice
+        self.chance = chance
+        self.auditor = auditor
+        self.keepers: Keepers
+        self._nodes = nodes
+        self._network = network
+        self._weather = weather
+        self._drift = 0.0
+        if chance.befalls(name, faults.CLOCK_DRIFTS):
+            self._drift = chance.pick(f"{name}/drift", DRIFTS)
+        self._jumped_s = 0.0
+        self._booted_at = trio.current_time()
+        self.daemons: list[VirtualProcess] = []
+        self.is_asleep = False
+        self._woke = trio.Event()
 
-    def __post_init__(self) -> None:
-        self._up.set()
+    # What its daemon asks of it
 
-    @property
-    def is_reachable(self) -> bool:
-        return not (self.is_asleep or self.is_cut_up or self.is_cut_down)
+    def boot_s(self) -> float:
+        return (trio.current_time() - self._booted_at) * (1 + self._drift)
 
-    async def awake(self) -> None:
-        while self.is_asleep:
-            await self._up.wait()
+    def slept_s(self) -> float:
+        """trio's clock goes on while it sleeps; what is left is how wrong its own clock is."""
+        return (trio.current_time() - self._booted_at) * self._drift
 
-    async def rest(self, seconds: float) -> None:
-        """Time passes for whoever works here."""
-        await trio.sleep(seconds)
-        await self.awake()
+    def monotonic_s(self) -> float:
+        return self.boot_s()
 
-    def begin(self, process: Process) -> None:
-        self.nursery.start_soon(process.live)
+    def epoch_s(self) -> float:
+        return EPOCH.timestamp() + trio.current_time() + self._jumped_s
 
-    def processes(self) -> Iterator[Process]:
-        for held in self.disk.values():
-            if held.process is not None and not held.process.ended.is_set():
-                yield held.process
+    async def find_clis(self, path: str) -> list[Found]:
+        await trio.lowlevel.checkpoint()
+        return [Found("scripted", "", "1.0")]
 
-    def at_work_on(self, task: ClaimedTask) -> Process | None:
-        """The process of an earlier run of this agent on this issue."""
-        for process in self.processes():
-            other = process.run.task
-            if (other.issue_id, other.agent_id) == (task.issue_id, task.agent_id):
-                return process
-        return None
+    async def open_tcp(self, host: str, port: int) -> trio.abc.Stream:
+        """Whatever the address: one of the nodes, as a load balancer would."""
+        return await self._network.connect(self._node(), PORT, client=self.name)
 
-    def movable(self) -> list[UUID]:
-        """What the server may give to another machine once nothing is heard of this one."""
-        return [i for i, held in self.disk.items() if held.task.is_movable and not held.has_end]
+    def _node(self) -> str:
+        return self.chance.pick(f"{self.name}/node", self._nodes)
 
-    def loosen(self) -> None:
-        """The window has ended and no daemon lives that would stop what runs."""
-        for task_id in self.movable():
-            if (process := self.disk[task_id].process) is not None:
-                process.run.loose_at = min(process.run.loose_at, self.trusted_until)
+    @asynccontextmanager
+    async def poll(self, token: str, slots: int) -> AsyncIterator[PolledSession]:
+        """R11.1: the daemon's way over HTTP."""
+        base_url = f"http://{self._node()}"
+        async with open_client(
+            self._network, base_url, client=self.name, headers=headers(token)
+        ) as http:
+            yield PolledSession(http, slots=slots)
 
-    def forget(self, task_id: UUID) -> None:
-        if self.disk.pop(task_id, None) is not None:
-            self.auditor.machines.let_go[self.name, task_id] = trio.current_time()
+    async def start_keeper(self, run_dir: Path, descriptors: Sequence[int]) -> str:
+        return await self.keepers.start(run_dir, descriptors)
+
+    async def connect(self, address: Path) -> trio.abc.Stream:
+        return await self.keepers.connect(address)
+
+    def marked(self, run: str) -> list[Process]:
+        return self.keepers.marked(run)
+
+    def name_of(self, process: Process) -> str:
+        return self.keepers.name_of(process)
+
+    def send(self, receivers: Iterable[Process], number: int) -> None:
+        self.keepers.send(receivers, number)
+
+    async def aside(self, function: Callable[[], R]) -> R:
+        await trio.lowlevel.checkpoint()
+        return function()
 
     # What befalls it
 
     async def suffer(self) -> None:
+        chance, name = self.chance, self.name
         while True:
-            await trio.sleep(self.chance.pick(f"{self.name}/calm", CALM_S))
-            if self.chance.strikes(f"{self.name}/sleeps", 0.15):
-                await self._sleep(self.chance.pick(f"{self.name}/nap", NAPS_S))
-            elif self.chance.strikes(f"{self.name}/cut off", 0.3):
-                await self._cut_off(self.chance.pick(f"{self.name}/partition", PARTITIONS_S))
+            await trio.sleep(chance.pick(f"{name}/calm", CALM_S))
+            if chance.befalls(name, faults.ASLEEP):
+                await self._sleep(chance.pick(f"{name}/nap", NAPS_S))
+            elif chance.befalls(name, faults.ASLEEP_LONG):
+                await self._sleep(chance.pick(f"{name}/night", NIGHTS_S))
+            elif chance.befalls(name, faults.DISK_FULL):
+                await self._fill_disk(chance.pick(f"{name}/full", FULL_S))
+            elif chance.befalls(name, faults.CLOCK_JUMPS):
+                self._jumped_s += chance.pick(f"{name}/jump", JUMPS_S)
+                self.auditor.note(f"{name}'s wall clock jumps")
+            await self._lose_network()
+
+    async def _lose_network(self) -> None:
+        ways: tuple[tuple[faults.Kind, Way], ...] = (
+            (faults.PARTITION_UP, "up"),
+            (faults.PARTITION_DOWN, "down"),
+            (faults.PARTITION, "both"),
+        )
+        for kind, way in ways:
+            if self.chance.befalls(self.name, kind):
+                seconds = self.chance.pick(f"{self.name}/partition", PARTITIONS_S)
+                is_patient = self.chance.pick(f"{self.name}/patient", (True, False))
+                self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
+                self._weather.cut_off(self.name, way, seconds, is_patient=is_patient)
+
+    async def awake(self) -> None:
+        while self.is_asleep:
+            await self._woke.wait()
 
     async def _sleep(self, seconds: float) -> None:
-        """Short ones its connections survive; after a long one the node has given it up."""
         self.auditor.note(f"{self.name} sleeps for {seconds:g} s")
-        self.is_asleep, self._up = True, trio.Event()
-        for process in self.processes():
-            process.run.stands_still(trio.current_time())
-        await trio.sleep(min(seconds, SILENCE_S))
-        if seconds > SILENCE_S:
-            if self.line is not None:
-                self.line.link.close()
-            await trio.sleep(seconds - SILENCE_S)
-            if self.line is not None:
-                self.line.close()
-        self.auditor.note(f"{self.name} wakes")
-        for process in self.processes():
-            process.run.goes_on(trio.current_time())
-        self.is_asleep = False
-        self._up.set()
-
-    async def _cut_off(self, seconds: float) -> None:
-        way = self.chance.pick(f"{self.name}/way", ("up", "down", "both", "both"))
-        self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
-        self.is_cut_up, self.is_cut_down = way != "down", way != "up"
+        self.is_asleep, self._woke = True, trio.Event()
+        for process in self.daemons:
+            process.suspend()
+        self.keepers.suspend()
         await trio.sleep(seconds)
-        self.is_cut_up = self.is_cut_down = False
+        self.auditor.note(f"{self.name} wakes")
+        self.is_asleep = False
+        self._woke.set()
+        for process in self.daemons:
+            process.resume()
+        self.keepers.resume()
+
+    async def _fill_disk(self, seconds: float) -> None:
+        self.auditor.note(f"{self.name}'s disk is full for {seconds:g} s")
+        self.disk.fill()
+        await trio.sleep(seconds)
+        self.disk.free()
+
+    def lose_power(self) -> None:
+        """Its daemon is down already."""
+        self.auditor.note(f"{self.name} loses power")
+        self.keepers.kill_all()
+        for lost in self.disk.power_cut(self._is_lost):
+            self.auditor.note(f"{self.name} has lost {lost}")
+        self._booted_at = trio.current_time()
 
     def lose_disk(self) -> None:
         """It comes back as it was delivered: the same name, and nothing that it knows."""
         self.auditor.note(f"{self.name} loses its disk")
-        for task_id, held in list(self.disk.items()):
-            if held.process is not None:
-                held.process.kill()
-                held.process.run.is_forgotten = True
-            self.forget(task_id)
-        self.trusted_until = -math.inf
-        self.auditor.promised(self.name, -math.inf)
+        self.keepers.kill_all()
+        self.disk.wipe()
+        (self.disk.root / "daemon_id").write_text(self.name)
 
-    def reboot(self) -> None:
-        """Its processes are gone, the disk knows of them."""
-        self.auditor.note(f"{self.name} goes down")
-        for process in self.processes():
-            process.crash()
+    def _is_lost(self, site: str) -> bool:
+        kind = faults.TORN_OUTBOX if "outbox" in site else faults.LOST_ON_DISK
+        return self.chance.befalls(self.name, kind)

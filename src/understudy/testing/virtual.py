@@ -20,14 +20,15 @@ import trio
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Ready, Wait
 
+from understudy.server import PLANS
 from understudy.store import schema
 from understudy.store.connection import Ask, Connection, Notification
 from understudy.store.database import Database
 from understudy.store.dialling import open_session
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
-from understudy.store.session import Session
-from understudy.store.statements import Statement, StatementCache
+from understudy.store.session import Session, check
+from understudy.store.statements import Statement, StatementCache, pipeline
 from understudy.store.transaction import Transaction
 from understudy.store.waits import BlockingWaits
 
@@ -92,10 +93,18 @@ class VirtualPostgres:
         self._listeners: list[trio.MemorySendChannel[Notification]] = []
 
     @classmethod
+    async def at(cls, dsn: str) -> VirtualPostgres:
+        """The one of the worlds before, if there was one and it is in order."""
+        known = OPEN.get(dsn)
+        if known is None or not known.session.is_idle:
+            known = OPEN[dsn] = await cls.open(dsn)
+        return known
+
+    @classmethod
     async def open(cls, dsn: str) -> VirtualPostgres:
         """With our schema."""
         waits = _Waits()
-        session = await open_session(dsn, {"lock_timeout": "100ms"}, waits)
+        session = await open_session(dsn, {**PLANS, "lock_timeout": "100ms"}, waits)
         waits.session = session
         postgres = cls(session, waits)
         await schema.bring_up(await postgres.connect(no_faults))
@@ -103,7 +112,7 @@ class VirtualPostgres:
 
     async def empty(self) -> None:
         """For the next world."""
-        self.told_at = None
+        self.told_at, self.statements_run = None, 0
         self._listeners.clear()
         await self.session.command(EMPTY.encode())
 
@@ -164,7 +173,6 @@ class VirtualConnection(Connection):
             self.lose("before it was executed")
         if fault is not None and fault.kind == "slow" and not self._session.in_transaction:
             await trio.sleep(fault.seconds)
-        await self._tell_time()
         self.check_open()
         self._postgres.statements_run += 1
         answer = await super()._run(sql, arguments, ask)
@@ -175,13 +183,33 @@ class VirtualConnection(Connection):
             self.lose("after it was executed")
         return answer
 
-    async def _tell_time(self) -> None:
+    async def _ask(
+        self, sql: str, arguments: Sequence[A], ask: Ask[A]
+    ) -> tuple[list[PGresult], Statement]:
+        """In one round trip with what tells the time, if that has gone on."""
         now = trio.current_time()
-        if now != self._postgres.told_at:
-            moment = (EPOCH + timedelta(seconds=now)).isoformat()
-            await super()._run(SET_TIME, [moment], Statement.ask)
-            # What a transaction sets is taken back with it.
-            self._postgres.told_at = None if self._session.in_transaction else now
+        if now == self._postgres.told_at:
+            return await super()._ask(sql, arguments, ask)
+        moment = (EPOCH + timedelta(seconds=now)).isoformat()
+        set_time = self._statements.get(SET_TIME) or await self._prepare(SET_TIME)
+        statement = self._statements.get(sql) or await self._prepare(sql)
+        self._postgres.told_at = None
+        if ask is not Statement.ask:
+            check(await self._session.drive(set_time.ask(self._pgconn, [moment])))
+            return await super()._ask(sql, arguments, ask)
+        results = await self._session.drive(
+            pipeline(
+                self._pgconn,
+                [
+                    partial(set_time.send, self._pgconn, [moment]),
+                    partial(statement.send, self._pgconn, arguments),
+                ],
+            )
+        )
+        check(results)
+        # What a transaction sets is taken back with it.
+        self._postgres.told_at = None if self._session.in_transaction else now
+        return results[1:], statement
 
     def transaction(self) -> Transaction:
         self.check_open()
@@ -243,3 +271,7 @@ class VirtualTransaction(Transaction):
         await super().__aexit__(kind, error, traceback)
         if fault is not None and fault.kind == "lost_answer":
             self._connection.lose("after the commit")
+
+
+OPEN: Final[dict[str, VirtualPostgres]] = {}
+"""By the database: plans are dear, and the next world has the same."""

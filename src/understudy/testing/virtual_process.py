@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import final
@@ -50,6 +50,7 @@ class VirtualProcess:
 
     def start_soon(self, nursery: trio.Nursery, main: Main, *arguments: object) -> None:
         """Begin a task of it; what that task starts belongs to it, too."""
+        _queue().processes[self] = None
         scope = trio.CancelScope()
         self._scopes.append(scope)
         context = copy_context()
@@ -118,6 +119,11 @@ class VirtualProcess:
 class _Queue(deque[Task]):
     """Of runnable tasks: those of a stopped process do not get in."""
 
+    def __init__(self, tasks: Iterable[Task] = ()) -> None:
+        super().__init__(tasks)
+        self.processes: dict[VirtualProcess, None] = {}
+        """All that ever ran, in the order in which they began."""
+
     def append(self, task: Task) -> None:
         process = task.context.get(CURRENT)
         if process is None or not process.holds_back(task):
@@ -141,5 +147,13 @@ def suspendable() -> Iterator[None]:
             runner.runq = deque(runner.runq)
 
 
-def _queue() -> deque[Task]:
-    return GLOBAL_RUN_CONTEXT.runner.runq
+def unwind_all() -> None:
+    """At the end of the world: whoever is stopped goes, too."""
+    for process in [*_queue().processes]:
+        process.unwind()
+
+
+def _queue() -> _Queue:
+    queue = GLOBAL_RUN_CONTEXT.runner.runq
+    assert isinstance(queue, _Queue)
+    return queue

@@ -1,48 +1,71 @@
-"""A whole installation in virtual time: two nodes, machines that fail, people that meddle.
+"""A whole installation in virtual time: nodes, machines with daemons, agents, people.
 
-Real: the store on PostgreSQL, the actors, the desk that answers calls. Simulated: the network, the
-machines, the people, time. `simulate(dsn, seed)` returns what the auditor found; the seed replays
-it.
+The server and the daemon are the real ones, over a network in memory; PostgreSQL is real. Simulated
+are what they stand on: time, the network, disks' durability, processes. `simulate(dsn, seed)` tells
+what the auditor found; the seed replays it.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
+from tempfile import mkdtemp
 from typing import Final, final
-from uuid import UUID
 
 import trio
 
 from understudy.actors import broadcast
+from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
+from understudy.core.limits import Limits
 from understudy.core.records import Agent
-from understudy.http.auth import Machine
-from understudy.store import events
+from understudy.store import events, people, tokens
 from understudy.store.database import Database
+from understudy.store.pool import Pool
+from understudy.store.tokens import Owner
+from understudy.testing import scripted_agents
 from understudy.testing.auditor import Auditor
 from understudy.testing.board import Board
 from understudy.testing.chance import Chance
+from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
-from understudy.testing.fortune import AGENTS
-from understudy.testing.line import LATENCIES_S, Line, LineLost
-from understudy.testing.people import PASSING, People
+from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.locks import Locks
+from understudy.testing.network import MemoryNetwork
+from understudy.testing.people import People
+from understudy.testing.readers import Reader
 from understudy.testing.simulated_daemon import SimulatedDaemon
+from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_machine import SimulatedMachine
-from understudy.testing.simulated_node import Node, SimulatedNode
-from understudy.testing.virtual import open_virtual_database
+from understudy.testing.simulated_network import LATENCY_S, Weather
+from understudy.testing.simulated_node import SimulatedNode
+from understudy.testing.taps import tapped
+from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.testing.virtual_process import current_process, suspendable, unwind_all
 
 NODES: Final = 2
 MACHINES: Final = 3
 SLOTS: Final = 3
+AGENTS: Final = ("Agent 0", "Agent 1", "Agent 2", "Agent 3")
 LIMITS: Final = (1, 2, 3, 1)
 PINNED_LIMIT: Final = 2
-READERS: Final = 2
+READERS: Final = 1
 FAULTY_S: Final = 600.0
-SETTLED_TRIES: Final = 600  # of 5 s each
+SETTLED_TRIES: Final = 800  # of 5 s each
 LEASES: Final = Leases(alone_grace_s=300.0, running_max_s=400.0, queued_max_s=600.0)
 """The long ones shortened: to wait for hours takes long even where time jumps."""
+WATCHED: Final = Limits(silence_s=360.0, tool_s=500.0)
+ORPHAN_S: Final = 600.0
+POLL_S: Final = 10.0
+"""For events whose notification got lost."""
+MEMORY: Final = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -54,81 +77,183 @@ class Story:
     log: list[str]
     digest: str
     runs: int
+    virtual_s: float
+    statements: int
 
 
-def simulate(dsn: str, seed: int, *, muted: frozenset[str] = frozenset()) -> Story:
-    return run_virtual(partial(_simulate, dsn, seed, muted), seed=seed)
+def simulate(
+    dsn: str,
+    seed: int,
+    *,
+    muted: frozenset[str] = frozenset(),
+    kinds: frozenset[str] | None = None,
+) -> Story:
+    """The auditor's findings; it stops at the first."""
+    chance = Chance(seed, muted, kinds)
+    with _quiet(), _home() as home:
+        return run_virtual(partial(_simulate, dsn, seed, chance, home), seed=seed)
 
 
-async def _simulate(dsn: str, seed: int, muted: frozenset[str]) -> Story:
-    chance, auditor = Chance(seed, muted), Auditor()
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What production code logs of faults is no news here."""
+    was = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(was)
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
+    """For the machines' files: in memory where that can be had."""
+    home = Path(mkdtemp(prefix="understudy-", dir=MEMORY if MEMORY.is_dir() else None))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+async def _simulate(dsn: str, seed: int, chance: Chance, home: Path) -> Story:
     dice = Random(seed)  # noqa: S311  # It is to be repeated.
-    async with open_virtual_database(dsn, dice) as database:
-        board = await Board.set_up(database)
-        agents = [
-            await board.agent(name, max_concurrent_tasks=limit)
-            for name, limit in zip(AGENTS, LIMITS, strict=True)
-        ]
-        home = await board.runtime("machine-0")
-        agents.append(
-            await board.agent("Pinned", max_concurrent_tasks=PINNED_LIMIT, runtime_id=home.id)
-        )
-        world = World(board, chance, auditor, agents)
-        for number in range(NODES):
-            world.add_node(f"node-{number}", dsn, dice)
-        await world.run()
+    auditor, postgres = Auditor(), await VirtualPostgres.at(dsn)
+    await postgres.empty()
+    pool = Pool(partial(postgres.connect, no_faults), size=4)
+    world = World(Database(pool, dice), postgres, chance, auditor, dice, home)
+    with suspendable():
+        try:
+            await world.run()
+        finally:
+            await pool.aclose()
     return Story(
-        auditor.violations, chance.struck, auditor.log, auditor.digest(), len(auditor.runs)
+        auditor.violations,
+        chance.struck,
+        auditor.log,
+        auditor.digest(),
+        len(auditor.runs),
+        trio.current_time(),
+        postgres.statements_run,
     )
 
 
 @final
 @dataclass
 class World:
-    board: Board
+    database: Database
+    """The auditor's own way: no fault befalls it."""
+    postgres: VirtualPostgres
     chance: Chance
     auditor: Auditor
-    agents: list[Agent]
+    dice: Random
+    home: Path
     nodes: list[SimulatedNode] = field(default_factory=list)
     machines: list[SimulatedMachine] = field(default_factory=list)
-    heard: list[list[int]] = field(default_factory=list)
-
-    @property
-    def database(self) -> Database:
-        """The auditor's own: no fault befalls it."""
-        return self.board.database
-
-    def add_node(self, name: str, dsn: str, dice: Random) -> None:
-        self.nodes.append(
-            SimulatedNode(name, dsn, dice, self.chance, self.auditor, LEASES, self._announce)
-        )
+    daemons: list[SimulatedDaemon] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
 
     async def run(self) -> None:
-        first = await events.last_id(self.database)
-        people = People(
-            self.board.user_id,
-            self.board.workspace_id,
-            self.agents,
-            self.chance,
-            self.auditor,
-            self._up,
-        )
-        async with trio.open_nursery() as nursery:
-            for node in self.nodes:
-                nursery.start_soon(node.live)
-            for number in range(MACHINES):
-                self._add_machine(f"machine-{number}", nursery)
-            for _ in range(READERS):
-                self.heard.append([])
-                nursery.start_soon(self._read, self.heard[-1], first)
-            nursery.start_soon(people.live)
-            await trio.sleep(FAULTY_S)
-            self.chance.is_over = True
-            self.auditor.note("no more faults")
-            await self._settle(first)
-            nursery.cancel_scope.cancel()
-        limits = {agent.id: agent.max_concurrent_tasks for agent in self.agents}
+        agents = await self._set_up()
+        with disks(*(machine.disk for machine in self.machines)), self.locks.installed():
+            with tapped(self.auditor), replaced(broadcast, "POLL_S", POLL_S):
+                async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+                    try:
+                        await self._live(nursery, agents, stack)
+                    finally:
+                        nursery.cancel_scope.cancel()
+                        unwind_all()
+        limits = {agent.id: agent.max_concurrent_tasks for agent in agents}
         await self.auditor.examine(self.database, limits, LEASES)
+
+    async def _set_up(self) -> list[Agent]:
+        self.weather = Weather(self.chance)
+        self.network = MemoryNetwork(latency_s=LATENCY_S, faults=self.weather)
+        self.locks = Locks(current_process)
+        user, workspace = await people.first_user(
+            self.database, name="Ada", email="ada@example.org"
+        )
+        owner = Owner(user_id=user.id, workspace_id=workspace.id)
+        self.person_key = await tokens.create(self.database, "personal", owner)
+        daemon_key = await tokens.create(self.database, "daemon", owner)
+        for number in range(NODES):
+            self.nodes.append(
+                SimulatedNode(
+                    f"node-{number}", self.postgres, self.network, self.chance, self.auditor,
+                    LEASES, self.dice,
+                )
+            )  # fmt: skip
+        for number in range(MACHINES):
+            self._add_machine(f"machine-{number}", daemon_key, str(workspace.id))
+        board = Board(self.database, user.id, workspace.id, user.id, None)  # type: ignore[arg-type]
+        agents = [
+            await board.agent(name, max_concurrent_tasks=limit)
+            for name, limit in zip(AGENTS, LIMITS, strict=True)
+        ]
+        home = await board.runtime(self.machines[0].name)
+        pinned = await board.agent(
+            "Pinned", max_concurrent_tasks=PINNED_LIMIT, runtime_id=home.id
+        )
+        return [*agents, pinned]
+
+    def _add_machine(self, name: str, key: str, workspace_id: str) -> None:
+        root = self.home / name
+        root.mkdir()
+        (root / "daemon_id").write_text(name)
+        machine = SimulatedMachine(
+            name, Disk(root), [node.name for node in self.nodes], self.network, self.weather,
+            self.chance, self.auditor, self.dice,
+        )  # fmt: skip
+        config = DaemonConfig(
+            root,
+            "http://127.0.0.1",
+            key,
+            workspace_id,
+            tasks_max=SLOTS,
+            orphan_s=ORPHAN_S,
+            leases=LEASES,
+            limits=WATCHED,
+            search_path=os.defpath,
+        )
+        self.machines.append(machine)
+        self.daemons.append(SimulatedDaemon(machine, config, self.locks.release))
+
+    async def _live(
+        self, nursery: trio.Nursery, agents: list[Agent], stack: AsyncExitStack
+    ) -> None:
+        first = await events.last_id(self.database)
+        clients = [
+            await stack.enter_async_context(
+                open_client(
+                    self.network,
+                    f"http://{node.name}",
+                    client="people",
+                    headers={"Authorization": f"Bearer {self.person_key}"},
+                )
+            )
+            for node in self.nodes
+        ]
+        for number in range(READERS):
+            self.readers.append(Reader(f"reader-{number}", clients, self.chance, first))
+        for node in self.nodes:
+            nursery.start_soon(node.live, nursery)
+        for machine, daemon in zip(self.machines, self.daemons, strict=True):
+            machine.keepers = Keepers(
+                machine.name,
+                nursery,
+                self.auditor,
+                scripted_agents.fate_of(self.chance, machine.name),
+                boot_s=machine.boot_s,
+                epoch_s=machine.epoch_s,
+            )
+            nursery.start_soon(machine.suffer)
+            nursery.start_soon(daemon.live, nursery)
+        for reader in self.readers:
+            nursery.start_soon(reader.live)
+        nursery.start_soon(People(clients, agents, self.chance, self.auditor).live)
+        await trio.sleep(FAULTY_S)
+        self.chance.is_over = True
+        self.auditor.note("no more faults")
+        await self._settle(first)
 
     async def _settle(self, first: int) -> None:
         """Until all is done and told, within a bound."""
@@ -138,18 +263,16 @@ class World:
             await trio.sleep(5)
         written = await self._written(first)
         for _ in range(SETTLED_TRIES):
-            if all(heard[-1:] == written[-1:] for heard in self.heard):
+            if all(reader.heard[-1:] == written[-1:] for reader in self.readers):
                 break
             await trio.sleep(5)
             written = await self._written(first)
-        for number, heard in enumerate(self.heard):
-            self.auditor.check_stream(f"reader {number}", heard, written)
+        for reader in self.readers:
+            self.auditor.check_stream(reader.name, reader.heard, written)
 
     async def _written(self, first: int) -> list[int]:
         rows = await self.database.pool.fetch(
-            "select id from understudy.events where id > $1 and workspace_id = $2 order by id",
-            first,
-            self.board.workspace_id,
+            "select id from understudy.events where id > $1 order by id", first
         )
         return [row["id"] for row in rows]
 
@@ -157,68 +280,7 @@ class World:
         waiting: int = await self.database.pool.fetchval(
             "select count(*) from understudy.tasks where completed_at is null"
         )
-        return waiting > 0 or any(machine.disk for machine in self.machines)
-
-    # Nodes
-
-    def _up(self) -> list[Node]:
-        return [node.life for node in self.nodes if node.life is not None]
-
-    def _announce(self, by: SimulatedNode) -> None:
-        """One notification; where it is lost, the others find out by their poll."""
-        for node in self.nodes:
-            if node is not by and node.life and self.chance.pick("nudge", (True, False)):
-                node.life.hear()
-
-    # Machines
-
-    def _add_machine(self, name: str, nursery: trio.Nursery) -> None:
-        machine = SimulatedMachine(name, SLOTS, self.chance, self.auditor, nursery)
-        daemon = SimulatedDaemon(
-            machine, self.board.workspace_id, connect=self._connect, attach=self._attach
+        return waiting > 0 or any(
+            machine.keepers.living() or any((machine.disk.root / "runs").iterdir())
+            for machine in self.machines
         )
-        self.machines.append(machine)
-        nursery.start_soon(machine.suffer)
-        nursery.start_soon(daemon.live)
-
-    async def _connect(self, machine: SimulatedMachine) -> Line:
-        await trio.sleep(self.chance.pick(f"{machine.name}/connect", LATENCIES_S))
-        place = self.chance.pick(f"{machine.name}/node", self.nodes)
-        if (node := place.life) is None or not machine.is_reachable:
-            raise LineLost("nobody is there")
-        me = Machine(self.board.workspace_id, fence="full")
-        line = Line(machine, node.desk, me, node=node.nursery, outlet=node.outlet)
-        place.lines.append(line)
-        return line
-
-    def _attach(self, line: Line, runtime_ids: list[UUID]) -> None:
-        for place in self.nodes:
-            if place.life is not None and line in place.lines and not line.closed.is_set():
-                life = place.life
-                life.nursery.start_soon(self._take_credit, life, line, runtime_ids)
-
-    async def _take_credit(self, node: Node, line: Line, runtime_ids: list[UUID]) -> None:
-        await trio.sleep(self.chance.pick(f"{line.name}/credit", LATENCIES_S))
-        try:
-            for runtime_id in runtime_ids:
-                await node.cast.attach(runtime_id, line.link)
-        except PASSING:
-            line.link.close()
-            line.close()
-
-    # Readers
-
-    async def _read(self, heard: list[int], after: int) -> None:
-        """Follow, lose the connection, come back with the last id, to whichever node."""
-        while True:
-            with trio.move_on_after(self.chance.pick("reader/patience", (0.3, 2.0, 20.0))):
-                if not (up := self._up()):
-                    await trio.sleep_forever()
-                node = self.chance.pick("reader/node", up)
-                try:
-                    rows, after = await broadcast.follow(
-                        node.tail, node.database, self.board.workspace_id, after
-                    )
-                    heard += [row.id for row in rows]
-                except PASSING:
-                    await trio.sleep(1)
