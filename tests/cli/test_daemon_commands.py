@@ -15,6 +15,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from understudy.cli.main import cli
+from understudy.daemon.disk import DiskUse
 from understudy.daemon.status import LOCK, DaemonStatus, RunStatus, write_status
 from understudy.testing.node import Node
 
@@ -31,10 +32,11 @@ def working(home: Path) -> Iterator[DaemonStatus]:
         task_id=uuid.UUID(run_dir.name), issue="UND-1", provider="claude", work_dir="/work",
         agent="Nia", run_dir=str(run_dir),
     )  # fmt: skip
+    disk = DiskUse(work=3 << 30, caches=0, spools=0, outbox=0)
     status = DaemonStatus(
         pid=2**22, server="http://board", daemon_id="", version="1.2.3", is_linked=False,
         slots=20, slots_free=19, reports_waiting=3, found={"claude": None, "codex": "is broken"},
-        runs=[run], trouble="the server answered 502", ending="drain",
+        runs=[run], trouble="the server answered 502", ending="drain", disk=disk,
     )  # fmt: skip
     write_status(daemon, status)
     with (daemon / LOCK).open("w") as lock:
@@ -53,6 +55,7 @@ async def test_a_status_says_all_that_is_in_the_way(working: DaemonStatus, anywh
         "codex: is broken",
         "UND-1",
         "Nia",
+        "work directories 3.0 GiB",
     ):
         assert said in done.stdout
 
@@ -75,6 +78,34 @@ async def test_a_status_says_that_it_speaks_over_http_and_why(
     assert f"linked to http://board over HTTP polling: {told}" in done.stdout
     told_as_json = json.loads((await anywhere("daemon", "status", "--json")).stdout)
     assert (told_as_json["is_over_http"], told_as_json["no_websocket"]) == (True, no_websocket)
+
+
+async def test_a_run_that_has_ended_waits_to_be_reported(
+    working: DaemonStatus, anywhere: Call, home: Path
+) -> None:
+    """R6.4"""
+    assert "to be reported" not in (await anywhere("daemon", "status")).stdout
+    runs = [msgspec.structs.replace(run, is_reported=True) for run in working.runs]
+    write_status(home / "daemon", msgspec.structs.replace(working, runs=runs))
+    assert "ended, to be reported" in (await anywhere("daemon", "status")).stdout
+
+
+@pytest.mark.parametrize("said", [None, b"{", b"{}"])
+async def test_a_daemon_that_says_nothing_of_itself_is_not_taken_for_one_that_works(
+    working: DaemonStatus, anywhere: Call, home: Path, said: bytes | None
+) -> None:
+    """It has only just started, or hangs."""
+    (home / "daemon" / "status.json").unlink()
+    if said is not None:
+        (home / "daemon" / "status.json").write_bytes(said)
+    assert (await anywhere("daemon", "status")).exit_code == 1
+    done = await anywhere("daemon", "stop")
+    assert (done.exit_code, "or hangs" in done.stderr) == (1, True)
+
+
+async def test_a_daemon_that_never_ran_has_no_log(anywhere: Call) -> None:
+    done = await anywhere("daemon", "logs")
+    assert (done.exit_code, "no log yet" in done.stderr) == (1, True)
 
 
 async def test_a_run_without_a_keeper_yet_has_no_times(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from understudy.cli.main import cli
 from understudy.cli.unit import quoted, unit_text
+from understudy.config import Home
 from understudy.daemon.stopping import NOW_S, SIGNALS, Ending
 
 Call: TypeAlias = Callable[..., Awaitable[Result]]
@@ -34,10 +36,28 @@ async def test_a_stop_of_the_service_stops_no_agent(anywhere: Call, home: Path) 
     assert unit["Restart"] == "on-failure"
     assert unit["RestartPreventExitStatus"] == "1"
     assert float(unit["TimeoutStopSec"]) >= NOW_S
+    assert (unit["TasksMax"], unit["WantedBy"]) == ("infinity", "default.target")
     assert unit["ExecStart"].endswith('"daemon" "run" "--max-concurrent-tasks" "3"'
                                       ' "--orphan-after" "1800"')  # fmt: skip
     assert f'Environment="UNDERSTUDY_HOME={home}"' in done.stdout
     assert "systemctl --user enable --now understudy" in done.stdout
+
+
+async def test_the_service_has_the_limits_that_were_asked_for(anywhere: Call) -> None:
+    """R4.10"""
+    unit = settings((await anywhere("daemon", "unit", "--max-requests", "7")).stdout)
+    assert unit["ExecStart"].endswith('"--max-requests" "7"')
+
+
+def test_the_service_works_where_this_shell_does_and_goes_its_way_to_the_server() -> None:
+    """A service manager passes on none of the shell's environment."""
+    ways = {
+        "UNDERSTUDY_TRANSPORT": "http", "SSL_CERT_FILE": "/ca.pem", "HTTPS_PROXY": "http://h:1",
+        "no_proxy": "board",
+    }  # fmt: skip
+    done = CliRunner(env={**ways, "UNDERSTUDY_HOME": None}).invoke(cli, ["daemon", "unit"])
+    for name, value in {**ways, "UNDERSTUDY_HOME": str(Home.of({}).path)}.items():
+        assert f'Environment="{name}={value}"\n' in done.stdout
 
 
 async def test_a_reload_is_a_restart_in_place(anywhere: Call) -> None:
