@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,8 @@ def test_what_agents_are_given_is_hidden_wherever_it_stands() -> None:
     secrets.add(["hunter2", "hunter2-and-more", "-----BEGIN KEY-----\nabcdefgh\n", "a.c*e+g"])
     assert secrets.hide("hunter2-and-more, hunter2") == "***, ***"
     assert secrets.hide("read abcdefgh\nof a.c*e+g") == "read ***\nof ***"
+    secrets.add(["  swordfish  "])
+    assert secrets.hide("a swordfish, a hunter2") == "a ***, a ***"
     assert secrets.hide("a-c-e-g usd_0af30af30af3") == "a-c-e-g usd_***"
 
 
@@ -64,3 +69,19 @@ def test_a_log_line_is_hidden_with_its_arguments_and_its_traceback() -> None:
     assert "given ***" in line
     assert "the password *** is no number" in line
     assert "hunter2" not in line
+
+
+def test_a_log_file_is_its_owners_alone_and_hides_what_is_added_later(tmp_path: Path) -> None:
+    """R9.5: in a process of its own, whose root logger it becomes."""
+    program = (
+        "import logging, sys; from pathlib import Path\n"
+        "from understudy.cli.logs import log_to_file\n"
+        "secrets = log_to_file(Path(sys.argv[1]))\n"
+        "secrets.add(['hunter2'])\n"
+        "logging.getLogger('any').info('the password is %s', 'hunter2')"
+    )
+    log = tmp_path / "made" / "daemon.log"
+    subprocess.run([sys.executable, "-c", program, log], check=True, timeout=60)
+    assert log.read_text().endswith("any: the password is ***\n")
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.parent.stat().st_mode & 0o777 == 0o700

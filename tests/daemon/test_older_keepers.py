@@ -21,7 +21,7 @@ from understudy.daemon import rundir
 from understudy.daemon.kept import KeeperRefused, Kept
 from understudy.daemon.outbox import FORMAT as OUTBOX_FORMAT
 from understudy.daemon.record import FORMAT as ORDER_FORMAT
-from understudy.daemon.record import ORDER, read_order
+from understudy.daemon.record import ORDER, UnreadableOrder, read_order
 from understudy.daemon.rundir import Standing
 
 RUN: Final = "0190f000-0000-7000-8000-000000000001"
@@ -130,6 +130,13 @@ def test_an_older_order_is_read(tmp_path: Path) -> None:
     assert order is not None
     assert (order.task.agent.name, order.spec.prompt) == ("Nia", "Do it")
     assert (order.refused, order.seq_first, order.task.is_movable) == (None, 0, False)
+
+
+def test_an_order_of_a_newer_version_is_not_guessed_at(tmp_path: Path) -> None:
+    """R8.1: after a downgrade. Its run is set aside, not started again."""
+    (tmp_path / ORDER).write_text(ORDER_OF_OLD.replace('"format":1', '"format":2', 1))
+    with pytest.raises(UnreadableOrder, match="has format 2, we know 1"):
+        read_order(tmp_path)
 
 
 def test_a_format_that_is_new_has_a_recording_of_the_old() -> None:
