@@ -33,7 +33,7 @@ from understudy.daemon.rundir import Exit, Spec, Standing
 from understudy.testing.auditor import Auditor
 from understudy.testing.clock import run_virtual
 from understudy.testing.evidence import Run
-from understudy.testing.simulated_keepers import Keepers
+from understudy.testing.simulated_keepers import Keepers, Living
 from understudy.testing.simulated_process import Agent, Play, Script
 from understudy.testing.virtual_process import suspendable
 from understudy.wire.daemon import AgentBrief, ClaimedTask
@@ -345,6 +345,8 @@ async def a_second_keeper_is_refused(stage: Stage) -> None:
     assert await here().start_keeper(kept.run_dir, []) == "this run was started before"
     with pytest.raises(KeeperFailed):
         await stage.spawn(sleeps, kept.run_dir)
+    (kept.run_dir / rundir.STATE).unlink()
+    assert await here().start_keeper(kept.run_dir, []) == "this run was started before"
 
 
 async def a_result_begins_a_linger(stage: Stage) -> None:
@@ -553,7 +555,7 @@ def test_a_keeper_may_die_at_any_await(play: Play, step: int, tmp_path: Path) ->
     async def main() -> None:
         async with open_machine(tmp_path) as stage:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(doom_the_first, stage.keepers, step)
+                left = await nursery.start(doom_the_first, stage.keepers, step)
                 with suppress(KeeperFailed):
                     kept = await stage.start(play, stdin="go\n")
                     assert kept.look() is not Standing.UNBORN
@@ -562,6 +564,7 @@ def test_a_keeper_may_die_at_any_await(play: Play, step: int, tmp_path: Path) ->
             standing = kept.look()
             assert not locks.is_locked(kept.run_dir / rundir.LOCK)
             assert standing is not Standing.KEPT
+            assert stage.keepers.living() == left, "it did something after its death"
             if standing is Standing.LOST:
                 await kept.sweep()
             assert stage.keepers.living() == []
@@ -572,10 +575,32 @@ def test_a_keeper_may_die_at_any_await(play: Play, step: int, tmp_path: Path) ->
     run_virtual(main, seed=step)
 
 
-async def doom_the_first(keepers: Keepers, step: int) -> None:
+async def doom_the_first(
+    keepers: Keepers, step: int, task_status: trio.TaskStatus[list[Living]]
+) -> None:
+    """Gives a list, of what is alive just after it died."""
+    left: list[Living] = []
+    task_status.started(left)
     while not keepers.keepers():
         await trio.lowlevel.checkpoint()
-    keepers.keepers()[0].kill_after(step)
+    (keeper,) = keepers.keepers()
+    keeper.kill_after(step)
+    keeper.at_death.insert(0, lambda: left.extend(keepers.living()))
+
+
+@simulated
+async def test_the_dead_write_into_nobodys_files(stage: SimulatedStage) -> None:
+    """Their descriptors have been given out again."""
+
+    async def talks_on(agent: Agent) -> int:
+        agent.hear(signal.SIGKILL)
+        with (stage.root / "other").open("wb", buffering=0):
+            agent.raw(b"I am dead.")
+        return 0
+
+    record = await wait_over(await stage.start(talks_on))
+    assert (record.signal, record.out_bytes) == (signal.SIGKILL, 0)
+    assert (stage.root / "other").read_bytes() == b""
 
 
 @simulated

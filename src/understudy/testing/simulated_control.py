@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import trio
 
-from understudy.daemon.control import REQUEST_MAX
+from understudy.daemon.control import CLIENTS_MAX, REQUEST_MAX
 
 
-@dataclass(frozen=True)
-class Listener:
-    """The keeper's side."""
+@final
+class SimulatedControl:
+    """The keeper's side. `is_asked` is called when there is a request."""
 
-    ask: Callable[[Client, bytes], object]
-    dismiss: Callable[[Client], object]
+    def __init__(self, run_dir: Path, is_asked: Callable[[], object]) -> None:
+        self.is_listening = False
+        self.requests: deque[tuple[Client, bytes]] = deque()
+        self._is_asked = is_asked
+        self._directory = run_dir.stat()
+        self._clients: set[Client] = set()
+
+    def listens_in(self, directory: os.stat_result) -> bool:
+        """A socket is its directory's, by whatever path."""
+        return self.is_listening and os.path.samestat(directory, self._directory)
+
+    def accept(self) -> Client:
+        client = Client(self)
+        if len(self._clients) < CLIENTS_MAX:
+            self._clients.add(client)
+        else:
+            client.hang_up()
+        return client
+
+    def ask(self, client: Client, line: bytes) -> None:
+        self.requests.append((client, line))
+        self._is_asked()
+
+    def dismiss(self, client: Client) -> None:
+        self._clients.discard(client)
+
+    def close(self) -> None:
+        self.is_listening = False
+        for client in [*self._clients]:
+            client.hang_up()
 
 
 @final
 class Client(trio.abc.Stream):
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, control: SimulatedControl) -> None:
+        self._control = control
         self._request = bytearray()
         self._answers = bytearray()
         self._changed = trio.Event()
@@ -35,7 +65,7 @@ class Client(trio.abc.Stream):
             raise trio.BrokenResourceError("the keeper has hung up")
         *lines, self._request = (self._request + data).split(b"\n")
         for line in lines:
-            self._listener.ask(self, bytes(line))
+            self._control.ask(self, bytes(line))
         if len(self._request) > REQUEST_MAX:
             self.hang_up()
 
@@ -55,7 +85,7 @@ class Client(trio.abc.Stream):
 
     async def aclose(self) -> None:
         self._is_closed = True
-        self._listener.dismiss(self)
+        self._control.dismiss(self)
         await trio.lowlevel.checkpoint()
 
     # The keeper's side
@@ -67,7 +97,7 @@ class Client(trio.abc.Stream):
     def hang_up(self) -> None:
         """What was answered can still be read."""
         self._is_hung_up = True
-        self._listener.dismiss(self)
+        self._control.dismiss(self)
         self._tell()
 
     def _check_open(self) -> None:

@@ -10,69 +10,35 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import final
 
 import trio
 
-from understudy.daemon.control import CLIENTS_MAX, Answer, Refused, Request
+from understudy.daemon import rundir
+from understudy.daemon.control import Answer, Refused, Request
 from understudy.daemon.keeper import KILL_AGAIN_S, KILL_S
-from understudy.daemon.lines import Line, LineSplitter
 from understudy.daemon.locks import is_locked, take_lock
 from understudy.daemon.processes import Process
-from understudy.daemon.rundir import (
-    ERR,
-    EXIT,
-    FORMAT,
-    KEPT,
-    LOCK,
-    LOG,
-    OUT,
-    RECORD_AGAIN_S,
-    SPEC,
-    STATE,
-    Exit,
-    Spec,
-    State,
-    Why,
-    read_record,
-    write_record,
-)
+from understudy.daemon.rundir import Exit, Spec, State, Why, read_record, write_record
 from understudy.daemon.watch import PAUSE_S_MAX
 from understudy.testing.claims_of_agents import conclude_from_status
 from understudy.testing.evidence import Run
-from understudy.testing.simulated_control import Client, Listener
+from understudy.testing.simulated_control import SimulatedControl
 from understudy.testing.simulated_process import (
     Agent,
-    AwakeClock,
     Entry,
-    ProcessTable,
+    Home,
     Script,
+    SimulatedTree,
     Surroundings,
 )
 from understudy.testing.simulated_stdin import SimulatedStdin
+from understudy.testing.simulated_watch import SimulatedWatch
 from understudy.testing.virtual_process import VirtualProcess
-
-
-@dataclass(frozen=True)
-class Home:
-    """What keepers need of their machine."""
-
-    nursery: trio.Nursery
-    clock: AwakeClock
-    table: ProcessTable
-    boot_s: Callable[[], float]
-    epoch_s: Callable[[], float]
-    boot_id: str
-    fate: Callable[[Path, Spec], tuple[Run, Script]]
-    """What becomes of the agent of that directory."""
-    began: Callable[[Run], None]
 
 
 @final
@@ -91,20 +57,14 @@ class SimulatedKeeper:
         self.word = ""
         self.has_spoken = trio.Event()
         self.agent: Agent | None = None
-        self._directory = run_dir.stat()
-        self._is_listening = False
         self._descriptors = [*descriptors]
-        self._clients: set[Client] = set()
-        self._requests: deque[tuple[Client, bytes]] = deque()
         self._wake = trio.Event()
+        self.control = SimulatedControl(run_dir, self._wake_up)
         self._due: dict[str, float] = {}
         self._why: str = Why.EXITED
         self._steps: Iterator[float] | None = None
         self._is_terminated = self._is_given_up = False
         self._status: int | None = None
-        self._swept: list[str] = []
-        self._sizes = {OUT: 0, ERR: 0}
-        self._splitter = LineSplitter()
 
     # Its life
 
@@ -113,23 +73,23 @@ class SimulatedKeeper:
             await self._keep()
         except OSError as crash:
             with suppress(OSError):  # The log may lie on the same full disk.
-                (self.run_dir / LOG).write_text(repr(crash))
+                (self.run_dir / rundir.LOG).write_text(repr(crash))
             if self.agent is not None:
                 self._signal_tree(SIGKILL)
         self.process.unwind()
 
     async def _keep(self) -> None:
         await self._checkpoint()
-        if is_locked(self.run_dir / LOCK):
+        if is_locked(self.run_dir / rundir.LOCK):
             self._speak("another keeper holds the lock")
             return
-        lock = take_lock(self.run_dir / LOCK)
+        lock = take_lock(self.run_dir / rundir.LOCK)
         assert lock is not None
         self._descriptors.append(lock)
-        if (self.run_dir / STATE).exists() or (self.run_dir / EXIT).exists():
+        if (self.run_dir / rundir.STATE).exists() or (self.run_dir / rundir.EXIT).exists():
             self._speak("this run was started before")
             return
-        self._open(read_record(self.run_dir / SPEC, Spec))
+        self._open(read_record(self.run_dir / rundir.SPEC, Spec))
         await self._run_agent()
 
     def _open(self, spec: Spec) -> None:
@@ -137,11 +97,12 @@ class SimulatedKeeper:
         self._started_at = self.home.epoch_s()
         self._trusted_until = spec.trusted_until
         self._interrupt_frame = spec.interrupt
-        self._done = re.compile(spec.done.encode()) if spec.done else None
+        self._tree = SimulatedTree(self.home.table, spec.run)
+        self._spool = SimulatedWatch(spec.done)
         self._stdin = SimulatedStdin(self.run_dir)
-        for name in (OUT, ERR):
+        for name in (rundir.OUT, rundir.ERR):
             (self.run_dir / name).touch(0o600)
-        self._is_listening = True
+        self.control.is_listening = True
 
     async def _run_agent(self) -> None:
         await self._checkpoint()
@@ -150,7 +111,7 @@ class SimulatedKeeper:
         run, script = self.home.fate(self.run_dir, self.spec)
         if script.cannot_start is not None:
             await self._record_exit(Why.SPAWN_FAILED, error=script.cannot_start)
-            self._speak(KEPT)
+            self._speak(rundir.KEPT)
             return
         self.agent = agent = self._spawn(run, script)
         await self._checkpoint()
@@ -173,7 +134,7 @@ class SimulatedKeeper:
             self._stdin.append(self.spec.stdin)
         if self.spec.close_stdin:
             self._stdin.close_when_read()
-        self._speak(KEPT)
+        self._speak(rundir.KEPT)
         while not self._is_over():
             await self._wait()
             await self._serve()
@@ -196,11 +157,10 @@ class SimulatedKeeper:
             agent_pid=agent and agent.pid,
             agent_start=agent and agent.start,
         )
-        write_record(self.run_dir / STATE, state)
+        write_record(self.run_dir / rundir.STATE, state)
 
     def _is_over(self) -> bool:
-        left = self.home.table.marked
-        return self._is_given_up or (self._status is not None and not left(self.spec.run))
+        return self._is_given_up or (self._status is not None and not self._tree.alive())
 
     async def _wait(self) -> None:
         with trio.move_on_at(self.home.clock.deadline(min(self._due.values()))):
@@ -263,18 +223,11 @@ class SimulatedKeeper:
 
     def _grew(self, out: bytes, err_bytes: int) -> None:
         """The agent has written: what does the next look bring?"""
-        self._sizes[OUT] += len(out)
-        self._sizes[ERR] += err_bytes
-        if sum(self._sizes.values()) > self.spec.spool_max:
+        has_result = self._spool.see(out, err_bytes)
+        if self._spool.size > self.spec.spool_max:
             self._expect(Why.SPOOL_FULL)
-        if self._done is not None and self._has_done(out):
-            self._done = None
+        if has_result:
             self._expect("result")
-
-    def _has_done(self, data: bytes) -> bool:
-        assert self._done is not None
-        lines = [piece for piece in self._splitter.feed(data) if isinstance(piece, Line)]
-        return any(self._done.search(line.text) for line in lines)
 
     def _expect(self, timer: str) -> None:
         self._due.setdefault(timer, self.home.clock.now() + PAUSE_S_MAX)
@@ -286,24 +239,9 @@ class SimulatedKeeper:
 
     # Requests
 
-    def listens_in(self, directory: os.stat_result) -> bool:
-        return self._is_listening and os.path.samestat(directory, self._directory)
-
-    def accept(self) -> Client:
-        client = Client(Listener(self.ask, self._clients.discard))
-        if len(self._clients) < CLIENTS_MAX:
-            self._clients.add(client)
-        else:
-            client.hang_up()
-        return client
-
-    def ask(self, client: Client, line: bytes) -> None:
-        self._requests.append((client, line))
-        self._wake_up()
-
     async def _serve(self) -> None:
-        while self._requests:
-            client, line = self._requests.popleft()
+        while self.control.requests:
+            client, line = self.control.requests.popleft()
             answer = json.dumps(self._answer_line(line)).encode() + b"\n"
             await self._checkpoint()
             client.answer(answer)
@@ -343,13 +281,13 @@ class SimulatedKeeper:
 
     def _vital_signs(self) -> Answer:
         return {
-            "format": FORMAT,
+            "format": rundir.FORMAT,
             "next_n": self._stdin.next_number,
             "stdin_open": self._stdin.is_open,
             "agent_alive": self._status is None,
             "ending": self._why if self._steps else None,
-            "out_bytes": self._sizes[OUT],
-            "err_bytes": self._sizes[ERR],
+            "out_bytes": self._spool.out_bytes,
+            "err_bytes": self._spool.err_bytes,
         }
 
     # The ladder (R7.2): each step yields how long it gives before the next.
@@ -395,12 +333,8 @@ class SimulatedKeeper:
 
     def _signal_tree(self, number: int) -> None:
         if self._status is not None:
-            self._swept = list(dict.fromkeys(self._swept + self._names()))
-        self.home.table.send(self.home.table.marked(self.spec.run), number)
-
-    def _names(self) -> list[str]:
-        table = self.home.table
-        return [table.name_of(process) for process in table.marked(self.spec.run)]
+            self._tree.note_swept()
+        self._tree.signal(number)
 
     async def _record_exit(self, why: str, error: str | None = None) -> None:
         await self._checkpoint()
@@ -413,10 +347,10 @@ class SimulatedKeeper:
             code=code if code is None or code >= 0 else None,
             signal=-code if code is not None and code < 0 else None,
             error=error,
-            out_bytes=self._sizes[OUT],
-            err_bytes=self._sizes[ERR],
-            swept=self._swept,
-            left=self._names(),
+            out_bytes=self._spool.out_bytes,
+            err_bytes=self._spool.err_bytes,
+            swept=self._tree.swept,
+            left=self._tree.names(),
         )
         await self._write_exit_patiently(record)
 
@@ -425,12 +359,12 @@ class SimulatedKeeper:
         give_up_at = clock.now() + self.spec.orphan_s
         while True:
             try:
-                write_record(self.run_dir / EXIT, record)
+                write_record(self.run_dir / rundir.EXIT, record)
                 return
             except OSError:
                 if clock.has_come(give_up_at):
                     raise
-            await trio.sleep(RECORD_AGAIN_S)
+            await trio.sleep(rundir.RECORD_AGAIN_S)
             await self._stay_dead()
 
     # What is done to it
@@ -459,9 +393,7 @@ class SimulatedKeeper:
         """What the kernel does: its agent was to die with it, its sockets and locks are gone."""
         if self.agent is not None:
             self.agent.hear(SIGKILL)
-        self._is_listening = False
-        for client in [*self._clients]:
-            client.hang_up()
+        self.control.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self.home.table.leave(self.identity)

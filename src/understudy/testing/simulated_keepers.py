@@ -27,8 +27,8 @@ from understudy.daemon.processes import Process
 from understudy.daemon.record import AFRESH, read_order
 from understudy.daemon.rundir import LOG, Spec
 from understudy.testing.evidence import Run
-from understudy.testing.simulated_keeper import Home, SimulatedKeeper
-from understudy.testing.simulated_process import AwakeClock, ProcessTable, Script
+from understudy.testing.simulated_keeper import SimulatedKeeper
+from understudy.testing.simulated_process import AwakeClock, Home, ProcessTable, Script
 from understudy.testing.virtual_process import VirtualProcess
 from understudy.wire.daemon import ClaimedTask
 
@@ -91,12 +91,11 @@ class Keepers:
         return keeper.word
 
     async def connect(self, address: Path) -> trio.abc.Stream:
-        """A socket is its directory's, by whatever path."""
         directory = address.parent.stat()
         await trio.lowlevel.checkpoint()
         for keeper in self._alive.values():
-            if keeper.listens_in(directory):
-                return keeper.accept()
+            if keeper.control.listens_in(directory):
+                return keeper.control.accept()
         raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens at {address}")
 
     def marked(self, run: str) -> list[Process]:

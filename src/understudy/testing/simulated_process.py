@@ -106,6 +106,28 @@ class ProcessTable:
                 entry.hear(number)
 
 
+@final
+class SimulatedTree:
+    """All processes of a run: each bears its mark."""
+
+    def __init__(self, table: ProcessTable, run: str) -> None:
+        self._table = table
+        self._run = run
+        self.swept: list[str] = []
+
+    def alive(self) -> list[Process]:
+        return self._table.marked(self._run)
+
+    def names(self) -> list[str]:
+        return [self._table.name_of(process) for process in self.alive()]
+
+    def signal(self, number: int) -> None:
+        self._table.send(self.alive(), number)
+
+    def note_swept(self) -> None:
+        self.swept = list(dict.fromkeys(self.swept + self.names()))
+
+
 Play: TypeAlias = Callable[["Agent"], Awaitable[int]]
 
 
@@ -117,6 +139,21 @@ class Script:
     play: Play
     cannot_start: str | None = None
     """Its program is missing: the error that says so."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """What keepers need of their machine."""
+
+    nursery: trio.Nursery
+    clock: AwakeClock
+    table: ProcessTable
+    boot_s: Callable[[], float]
+    epoch_s: Callable[[], float]
+    boot_id: str
+    fate: Callable[[Path, Spec], tuple[Run, Script]]
+    """What becomes of the agent of that directory."""
+    began: Callable[[Run], None]
 
 
 @dataclass(frozen=True)
