@@ -547,8 +547,16 @@ async def test_a_power_cut_leaves_a_lost_run_and_nobody(stage: SimulatedStage) -
     assert (run.has_finished, run.spans) == (False, [(0, 0)])
 
 
+async def reads_and_forks(agent: Agent) -> int:
+    await agent.read_line()
+    agent.fork("sleep")
+    return 0
+
+
 @pytest.mark.parametrize("step", range(16))
-@pytest.mark.parametrize("play", [exits, leaves_a_child, reads_one], ids=lambda play: play.__name__)
+@pytest.mark.parametrize(
+    "play", [exits, leaves_a_child, reads_and_forks], ids=lambda play: play.__name__
+)
 def test_a_keeper_may_die_at_any_await(play: Play, step: int, tmp_path: Path) -> None:
     """R8.1: what it leaves can be told, and swept; it is never lost and begun anew."""
 

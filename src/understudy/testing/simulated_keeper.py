@@ -23,7 +23,7 @@ from understudy.daemon.control import Answer, Refused, Request
 from understudy.daemon.keeper import KILL_AGAIN_S, KILL_S
 from understudy.daemon.locks import is_locked, take_lock
 from understudy.daemon.processes import Process
-from understudy.daemon.rundir import Exit, Spec, State, Why, read_record, write_record
+from understudy.daemon.rundir import Exit, Spec, State, Why, read_record, write_exit, write_record
 from understudy.daemon.watch import PAUSE_S_MAX
 from understudy.testing.claims_of_agents import conclude_from_status
 from understudy.testing.evidence import Run
@@ -80,11 +80,10 @@ class SimulatedKeeper:
 
     async def _keep(self) -> None:
         await self._checkpoint()
-        if is_locked(self.run_dir / rundir.LOCK):
+        path = self.run_dir / rundir.LOCK
+        if is_locked(path) or (lock := take_lock(path)) is None:
             self._speak("another keeper holds the lock")
             return
-        lock = take_lock(self.run_dir / rundir.LOCK)
-        assert lock is not None
         self._descriptors.append(lock)
         if (self.run_dir / rundir.STATE).exists() or (self.run_dir / rundir.EXIT).exists():
             self._speak("this run was started before")
@@ -359,7 +358,7 @@ class SimulatedKeeper:
         give_up_at = clock.now() + self.spec.orphan_s
         while True:
             try:
-                write_record(self.run_dir / rundir.EXIT, record)
+                write_exit(self.run_dir, record)
                 return
             except OSError:
                 if clock.has_come(give_up_at):
