@@ -17,17 +17,22 @@ FAULTS = [f"machine-{number % 3}/kill#{number}" for number in range(150)]
 
 
 class Fake:
-    """A violation needs all faults of one of the `causes`; some strike only after another did."""
+    """A violation needs all faults of one of the `causes`; some strike only after another did.
+
+    A fault of `cures` prevents it, unless the other one strikes too.
+    """
 
     def __init__(
         self,
         causes: Sequence[set[int]],
         after: Mapping[int, int] | None = None,
         *,
+        cures: Mapping[int, int] | None = None,
         takes_s: float = 0,
     ) -> None:
         self.causes = [{FAULTS[number] for number in cause} for cause in causes]
         self.after = {FAULTS[late]: FAULTS[early] for late, early in (after or {}).items()}
+        self.cures = {FAULTS[cure]: FAULTS[unless] for cure, unless in (cures or {}).items()}
         self.takes_s = takes_s
         self.tries = 0
 
@@ -39,7 +44,9 @@ class Fake:
             if fault not in trial.muted and self.after.get(fault, fault) in {fault, *struck}:
                 struck.append(fault)
         id_ = f"task-{len(struck)}"
-        violations = [f"{id_} is done twice" for cause in self.causes if cause <= set(struck)]
+        is_cured = any(cure in struck and it not in struck for cure, it in self.cures.items())
+        broken = [cause for cause in self.causes if cause <= set(struck) and not is_cured]
+        violations = [f"{id_} is done twice" for _ in broken]
         return Outcome(seed=trial.seed, violations=violations or self.others(), faults=struck)
 
     def others(self) -> list[str]:
@@ -61,11 +68,11 @@ chains = st.dictionaries(numbers, numbers, max_size=20).map(
 )
 
 
-@given(causes=causes, after=chains, lanes=st.integers(1, 4))
+@given(causes=causes, after=chains, cures=chains, lanes=st.integers(1, 4))
 def test_what_is_left_still_violates_and_none_of_it_can_be_spared(
-    causes: list[set[int]], after: dict[int, int], lanes: int
+    causes: list[set[int]], after: dict[int, int], cures: dict[int, int], lanes: int
 ) -> None:
-    fake = Fake(causes, after)
+    fake = Fake(causes, after, cures=cures)
     if not trio.run(fake.conduct, Trial(seed=7)).violations:
         return  # The cause never came about.
     left = run(fake, lanes).outcome.faults
@@ -108,6 +115,19 @@ def test_another_violation_is_not_taken_for_the_same() -> None:
     left = run(Brittle([{3, 140}])).outcome
     assert left.faults == [FAULTS[3], FAULTS[140]]
     assert law(left.violations[0]) == "is done twice"
+
+
+def test_a_world_in_which_others_strike_than_were_named_is_not_shortened() -> None:
+    class Deaf(Fake):
+        async def conduct(self, trial: Trial) -> Outcome:
+            return await super().conduct(Trial(seed=trial.seed))
+
+    assert len(run(Deaf([{1, 2}], takes_s=2)).outcome.faults) == 150
+
+
+def test_a_cure_and_what_undoes_it_are_both_spared() -> None:
+    fake = Fake([{5, 100}], cures={40: 20})
+    assert run(fake).outcome.faults == [FAULTS[5], FAULTS[100]]
 
 
 def test_no_candidate_is_tried_twice() -> None:

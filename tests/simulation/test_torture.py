@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ Run: TypeAlias = Callable[..., Result]
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", here, prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -159,6 +161,24 @@ async def test_a_world_that_raises_dies_or_hangs_is_a_finding_and_the_next_seed_
     if seed == HANGS:
         assert any("fake_world.py" in line for line in outcome.log), "where it hangs"
     assert (await worker.conduct(Trial(seed=1))).violations == []
+
+
+@pytest.mark.parametrize(("limit_s", "is_left"), [("600", True), ("0.2", False)])
+def test_a_worker_ends_in_mid_trial_when_nobody_waits_for_it_or_it_takes_too_long(
+    directory: Path, limit_s: str, *, is_left: bool
+) -> None:
+    command = [sys.executable, "-m", "understudy.testing.trial_worker", "dsn", WORLD, limit_s]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(b'{"seed": %d}\n' % HANGS)
+        worker.stdin.flush()
+        if is_left:
+            worker.stdin.close()
+        try:
+            assert worker.wait(30) == (0 if is_left else 1)
+        finally:
+            worker.kill()
 
 
 async def test_what_has_begun_when_a_seed_fails_is_finished_and_nothing_else_begun() -> None:
