@@ -63,14 +63,14 @@ class SimulatedDaemon:
         process.at_death.append(partial(self.release, process))
         self.machine.daemons.append(process)
         send, signals = trio.open_memory_channel[int](10)
-        process.start_soon(nursery, self._run, signals, ended)
+        process.start_soon(nursery, self.run, signals, ended)
         async with trio.open_nursery() as watch:
             watch.start_soon(self._ask_to_end, process, send)
             for event in (ended, process.died):
                 watch.start_soon(_wait_and_cancel, event, watch.cancel_scope)
         process.kill()
 
-    async def _run(self, signals: trio.MemoryReceiveChannel[int], ended: trio.Event) -> None:
+    async def run(self, signals: trio.MemoryReceiveChannel[int], ended: trio.Event) -> None:
         stand_on(self.machine)
         poller = partial(self.machine.poll, self.config.token, self.config.tasks_max)
         try:

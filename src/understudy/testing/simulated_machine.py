@@ -59,6 +59,7 @@ class SimulatedMachine:
         self.chance = chance
         self.auditor = auditor
         self.keepers: Keepers
+        self.clis = [Found("scripted", "", "1.0")]
         self._nodes = nodes
         self._network = network
         self._weather = weather
@@ -88,7 +89,7 @@ class SimulatedMachine:
 
     async def find_clis(self, path: str) -> list[Found]:
         await trio.lowlevel.checkpoint()
-        return [Found("scripted", "", "1.0")]
+        return self.clis
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.Stream:
         """Whatever the address: one of the nodes, as a load balancer would."""
@@ -132,9 +133,9 @@ class SimulatedMachine:
         while True:
             await trio.sleep(chance.pick(f"{name}/calm", CALM_S))
             if chance.befalls(name, faults.ASLEEP):
-                await self._sleep(chance.pick(f"{name}/nap", NAPS_S))
+                await self.sleep(chance.pick(f"{name}/nap", NAPS_S))
             elif chance.befalls(name, faults.ASLEEP_LONG):
-                await self._sleep(chance.pick(f"{name}/night", NIGHTS_S))
+                await self.sleep(chance.pick(f"{name}/night", NIGHTS_S))
             elif chance.befalls(name, faults.DISK_FULL):
                 await self._fill_disk(chance.pick(f"{name}/full", FULL_S))
             elif chance.befalls(name, faults.CLOCK_JUMPS):
@@ -159,7 +160,7 @@ class SimulatedMachine:
         while self.is_asleep:
             await self._woke.wait()
 
-    async def _sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         self.auditor.note(f"{self.name} sleeps for {seconds:g} s")
         self.is_asleep, self._woke = True, trio.Event()
         for process in self.daemons:

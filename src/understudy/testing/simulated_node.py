@@ -91,7 +91,7 @@ class SimulatedNode:
             self.process = VirtualProcess(f"{self.name}.{number}")
             ended = trio.Event()
             asked = trio.CancelScope()
-            self.process.start_soon(nursery, self._serve, asked, ended)
+            self.process.start_soon(nursery, self.serve, asked, ended)
             await self._end(asked, ended)
             self.auditor.note(f"{self.name} is down")
             await trio.sleep(self._absence_s())
@@ -113,7 +113,7 @@ class SimulatedNode:
         options = REBIRTH_LATE_S if is_long else REBIRTH_S
         return self.chance.pick(f"{self.name}/rebirth", options)
 
-    async def _serve(self, asked: trio.CancelScope, ended: trio.Event) -> None:
+    async def serve(self, asked: trio.CancelScope, ended: trio.Event) -> None:
         listener = self.network.listen(self.name, PORT)
         self.process.at_death.append(listener.close)
         config = ServerConfig(home=Home(Path("/nonexistent")), leases=self.leases)

@@ -7,7 +7,7 @@ connections of a world can share one session, whose plans are made once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -89,6 +89,8 @@ class VirtualPostgres:
         self.statements = StatementCache(1000)
         self.statements_run = 0
         self.told_at: float | None = None
+        self.executed: Callable[[str], object] = lambda _: None
+        """Told of each statement when it is done, before anybody else hears of it."""
         self._waits = waits
         self._listeners: list[trio.MemorySendChannel[Notification]] = []
 
@@ -112,7 +114,7 @@ class VirtualPostgres:
 
     async def empty(self) -> None:
         """For the next world."""
-        self.told_at, self.statements_run = None, 0
+        self.told_at, self.statements_run, self.executed = None, 0, lambda _: None
         self._listeners.clear()
         await self.session.command(EMPTY.encode())
 
@@ -176,6 +178,7 @@ class VirtualConnection(Connection):
         self.check_open()
         self._postgres.statements_run += 1
         answer = await super()._run(sql, arguments, ask)
+        self._postgres.executed(sql)
         if "pg_notify" in sql:
             channel, payload = arguments
             self._postgres.notify(str(channel), str(payload))
