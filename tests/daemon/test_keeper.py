@@ -19,7 +19,6 @@ from typing import Any, cast
 import pytest
 import trio
 
-from understudy.daemon import kept as kept_module
 from understudy.daemon import processes, rundir
 from understudy.daemon.boottime import boot_s
 from understudy.daemon.kept import (
@@ -30,6 +29,7 @@ from understudy.daemon.kept import (
     spawn_keeper,
 )
 from understudy.daemon.lines import Line, Torn
+from understudy.daemon.machine import here
 from understudy.daemon.processes import Process
 from understudy.daemon.rundir import Exit, Spec, Standing, UnknownFormat
 from understudy.daemon.spool import Spool
@@ -355,7 +355,7 @@ async def test_second_keeper_refuses_a_run_that_has_one(runs: Runs) -> None:
     kept = await runs.start("echo up; sleep 600")
     with pytest.raises(KeeperFailed, match="is kept"):
         await spawn_keeper(kept.run_dir, kept.spec())
-    assert await kept_module._start(kept.run_dir, ()) == "another keeper holds the lock"
+    assert await here().start_keeper(kept.run_dir, ()) == "another keeper holds the lock"
     assert output(kept) == "up\n"
 
 
@@ -369,7 +369,7 @@ async def test_no_run_is_started_twice(runs: Runs, *, lost: bool) -> None:
         await kept.close_stdin()
     with trio.fail_after(30):
         await kept.wait_exit()
-    assert await kept_module._start(kept.run_dir, ()) == "this run was started before"
+    assert await here().start_keeper(kept.run_dir, ()) == "this run was started before"
     assert output(kept) == "up\n"
 
 

@@ -24,6 +24,7 @@ from understudy.daemon.main import run_daemon
 from understudy.daemon.outcomes import LinkLost, LinkRefused, NotSent, Unknown
 from understudy.daemon.polling import PolledSession
 from understudy.daemon.session import Host
+from understudy.daemon.status import read_status
 from understudy.daemon.upgrade import UpgradeFailed
 from understudy.daemon.ways import Ways
 from understudy.testing.clock import VirtualClock
@@ -100,6 +101,11 @@ async def test_where_no_websocket_gets_through_a_run_completes_over_http(
         task_id = await workplace.assign_traced()
         await workplace.wait_status(task_id, "completed")
         assert await workplace.comments() == ["done"]
+        status = read_status(workplace.path)
+        assert status is not None
+        assert (status.is_linked, status.is_over_http, status.trouble) == (True, True, None)
+        assert (status.no_websocket == "the server answered 502") == (websockets == "reject")
+        assert status.no_websocket
     assert (workplace.starts(), gate.upgrades) == (1, 2)
 
 
@@ -154,6 +160,9 @@ async def test_a_daemon_comes_back_to_the_websocket_in_the_middle_of_a_run(
         gate.websockets = "pass"
         await workplace.wait(lambda: is_attached(workplace.node))
         assert not any(each.polls for each in workplace.node.site.cast._presences.values())
+        status = read_status(workplace.path)
+        assert status is not None
+        assert (status.is_over_http, status.no_websocket) == (False, None)
         go_on.touch()
         task = await workplace.wait_status(task_id, "completed", "failed")
         assert (task["status"], task["attempt"]) == ("completed", 1)
@@ -184,6 +193,9 @@ async def test_the_transport_may_be_dictated(
     async with daemon(workplace):
         task_id = await workplace.assign_traced()
         await workplace.wait_status(task_id, "completed")
+        status = read_status(workplace.path)
+        assert status is not None
+        assert (status.is_over_http, status.no_websocket) == (transport == "http", None)
     assert gate.upgrades == (transport == "websocket")
 
 

@@ -31,7 +31,17 @@ from understudy.daemon.record import (
     set_aside,
     write_order,
 )
-from understudy.daemon.rundir import OUT, State, read_record, write_record
+from understudy.daemon.rundir import (
+    ERR,
+    EXIT,
+    OUT,
+    Exit,
+    State,
+    read_record,
+    sync_directory,
+    write_exit,
+    write_record,
+)
 from understudy.testing.disk import Disk, disks
 from understudy.testing.durable import Strikes
 from understudy.wire.daemon import AgentBrief, ClaimedTask
@@ -320,6 +330,18 @@ def test_work_is_durable_and_left_in_place(disk: Disk) -> None:
 
 
 # The outbox
+
+
+def test_what_an_agent_said_is_on_disk_before_its_end(disk: Disk) -> None:
+    """R8.1: an exit beside half a spool would make a failure of a success."""
+    run_dir = make(disk.root / "run")
+    sync_directory(disk.root)
+    for name in (OUT, ERR):
+        (run_dir / name).write_text("the first half, the second half")
+    write_exit(run_dir, Exit("run", "exited", 1.0, 2.0, code=0))
+    disk.power_cut(everything)
+    assert (run_dir / EXIT).exists()
+    assert read_text(run_dir / OUT) == "the first half, the second half"
 
 
 def test_report_survives_the_power_cut_right_after_put(disk: Disk) -> None:

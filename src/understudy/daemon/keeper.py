@@ -56,6 +56,10 @@ The keeper is killed
   between the agent's end and exit.json: the same, and the exit status is not known.
   after exit.json: over. The lock frees itself.
 
+The host loses power: what was not synced may be gone, the tail of the spool too. The spool is not
+synced while it grows: what is lost with it, the next attempt does again. Before exit.json it is:
+who reads an end reads all that came before it.
+
 The keeper crashes (a bug, no memory): it kills the tree on its way out, then all is as above. A
 full disk is no crash: frames are refused, and an exit without room is tried for `orphan_s`.
 

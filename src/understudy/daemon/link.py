@@ -108,10 +108,20 @@ class Link:
         self.runtime_ids: list[UUID] = []
         self.trouble: str | None = None
         """Why there is no link."""
+        self._no_websocket: str | None = None
 
     @property
     def is_up(self) -> bool:
         return self._session is not None and self._session.is_registered
+
+    @property
+    def is_over_http(self) -> bool:
+        return self.is_up and self._ways.is_over_http
+
+    @property
+    def no_websocket(self) -> str | None:
+        """Why it is over HTTP, unless that was dictated."""
+        return self._no_websocket if self.is_over_http else None
 
     async def run(
         self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -140,6 +150,7 @@ class Link:
         self.trouble = _in_words(error)
         logger.warning("no link: %s", self.trouble)
         if self._ways.is_over_http and not was_over_http:
+            self._no_websocket = self.trouble
             logger.warning("no websocket gets through; the next try is over HTTP")
         host.link_changed()
 

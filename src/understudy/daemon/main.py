@@ -20,7 +20,7 @@ from understudy.actors.troupe import Troupe
 from understudy.config import DaemonConfig
 from understudy.core.failures import FailureReason
 from understudy.core.restarts import CannotStart, RestartPolicy
-from understudy.core.secrets import Secrets
+from understudy.core.secrets import Secrets, confided
 from understudy.core.tree import Branch
 from understudy.daemon import record, run, trust
 from understudy.daemon.files import replace_file
@@ -35,7 +35,7 @@ from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
 from understudy.daemon.slots import Slots
-from understudy.daemon.status import LOCK, STATUS, DaemonStatus, RunStatus, write_status
+from understudy.daemon.status import LOCK, STATUS, DaemonStatus, status_of, write_status
 from understudy.daemon.stopping import SIGNALS, Ending, Stopping
 from understudy.daemon.tidying import tidy_forever
 from understudy.daemon.trust import Trust
@@ -317,6 +317,7 @@ class Daemon:
 
     def _keep_secrets(self, task: ClaimedTask) -> None:
         self._shop.secrets.add(task.agent.custom_env.values())
+        self._shop.secrets.add(confided(task.agent.mcp_config))
 
     async def _begin(self, task_id: UUID) -> None:
         while self.runs.get(task_id) is not None:
@@ -360,15 +361,7 @@ class Daemon:
     def _status(self) -> DaemonStatus:
         specs = {order.task.id: order.spec for order in record.read_orders(self._shop.runs)}
         runs = [
-            RunStatus(
-                task_id=task.id,
-                issue=task.issue.key if task.issue else None,
-                provider=task.provider,
-                work_dir=specs[task.id].work_dir if task.id in specs else "",
-                agent=task.agent.name,
-                run_dir=specs[task.id].run_dir if task.id in specs else "",
-                is_reported=self._shop.is_reported(task),
-            )
+            status_of(task, specs.get(task.id), is_reported=self._shop.is_reported(task))
             for task in self._tasks()
         ]
         return DaemonStatus(
@@ -387,6 +380,8 @@ class Daemon:
             ending=self._stopping.ending,
             is_child=has_parent(),
             disk=self._shop.disk,
+            is_over_http=self._shop.link.is_over_http,
+            no_websocket=self._shop.link.no_websocket,
         )
 
 

@@ -114,12 +114,28 @@ def write_record(path: Path, record: Spec | State | Exit) -> None:
     sync_directory(path.parent)
 
 
+def write_exit(run_dir: Path, record: Exit) -> None:
+    """What the agent has said is on disk before its end is: an exit with half a spool would make a
+    failure of a success."""
+    for name in (OUT, ERR):
+        _sync_file(run_dir / name)
+    write_record(run_dir / EXIT, record)
+
+
+def _sync_file(path: Path) -> None:
+    file = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def write_exit_patiently(record: Exit, patience_s: float) -> None:
     """Into the working directory. A full disk may find room again; then it raises `OSError`."""
     give_up_at = time.monotonic() + patience_s
     while True:
         try:
-            write_record(Path(EXIT), record)
+            write_exit(Path(), record)
             return
         except OSError as error:
             with suppress(OSError):  # The log may lie on the same full disk.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,10 @@ from understudy.core.struct import Struct
 from understudy.daemon.disk import DiskUse
 from understudy.daemon.locks import is_locked
 from understudy.daemon.rundir import OUT, STATE, State, UnknownFormat, read_record
+
+if TYPE_CHECKING:
+    from understudy.daemon.backends.backend import RunSpec
+    from understudy.wire.daemon import ClaimedTask
 
 STATUS: Final = "status.json"
 LOCK: Final = "lock"
@@ -73,6 +77,19 @@ def progress(run: RunStatus) -> Progress:
         return Progress(since=since, last=max(since, (run_dir / OUT).stat().st_mtime))
     except (OSError, ValueError, UnknownFormat):
         return Progress()  # It is being prepared, or has just gone.
+
+
+def status_of(task: ClaimedTask, spec: RunSpec | None, *, is_reported: bool) -> RunStatus:
+    """`spec` is None until it is prepared."""
+    return RunStatus(
+        task_id=task.id,
+        issue=task.issue.key if task.issue else None,
+        provider=task.provider,
+        work_dir=spec.work_dir if spec else "",
+        agent=task.agent.name,
+        run_dir=spec.run_dir if spec else "",
+        is_reported=is_reported,
+    )
 
 
 def linked(status: DaemonStatus) -> str:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import final
 
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._core._run import GLOBAL_RUN_CONTEXT, _r
 from trio.lowlevel import Task
 
 CURRENT: ContextVar[VirtualProcess | None] = ContextVar("process", default=None)
@@ -117,17 +117,40 @@ class VirtualProcess:
 
 @final
 class _Queue(deque[Task]):
-    """Of runnable tasks: those of a stopped process do not get in."""
+    """Of runnable tasks. trio takes a batch of them, in the seed's order, and lets each run once;
+    here they are handed out one by one, so that who was stopped meanwhile does not run.
+    """
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         super().__init__(tasks)
+        self._batch: list[Task] = []
         self.processes: dict[VirtualProcess, None] = {}
         """All that ever ran, in the order in which they began."""
 
-    def append(self, task: Task) -> None:
-        process = task.context.get(CURRENT)
-        if process is None or not process.holds_back(task):
-            super().append(task)
+    def __iter__(self) -> Iterator[Task]:
+        """The next to run, at most one."""
+        if not self._batch:
+            while deque.__len__(self):
+                self._batch.append(self.popleft())
+            self._batch.sort(key=_age)
+            _r.shuffle(self._batch)
+        while self._batch:
+            task = self._batch.pop()
+            process = task.context.get(CURRENT)
+            if process is None or not process.holds_back(task):
+                yield task
+                return
+
+    def __len__(self) -> int:
+        return deque.__len__(self) + len(self._batch)
+
+    def clear(self) -> None:
+        """What was handed out is gone already."""
+
+
+def _age(task: Task) -> int:
+    age: int = task._counter  # noqa: SLF001  # As trio sorts them.
+    return age
 
 
 def current_process() -> VirtualProcess | None:
@@ -140,11 +163,7 @@ def suspendable() -> Iterator[None]:
     is pinned; `tests/testing/test_virtual_process.py` guards its name."""
     runner = GLOBAL_RUN_CONTEXT.runner
     runner.runq = _Queue(runner.runq)
-    try:
-        yield
-    finally:
-        with suppress(AttributeError):
-            runner.runq = deque(runner.runq)
+    yield
 
 
 def unwind_all() -> None:
