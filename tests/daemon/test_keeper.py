@@ -223,7 +223,7 @@ async def test_what_an_earlier_keeper_of_the_run_lost_is_swept_too(runs: Runs) -
     spec = runs.spec("exit 0")
     with leftover(spec.run) as lost:
         record = await wait_over(await spawn_keeper(runs.directory(spec), spec))
-        assert record.swept == ["sleep"]
+        assert record.swept in (["sleep"], ["setsid"])  # It may not have become `sleep` yet.
         assert lost.wait(30) == -signal.SIGTERM
 
 
@@ -267,7 +267,7 @@ async def test_what_outlives_a_normal_end_is_swept(runs: Runs) -> None:
     kept = await runs.start("setsid sleep 600 & exit 0")
     record = await wait_over(kept)
     assert (record.why, record.code) == ("exited", 0)
-    assert record.swept == ["sleep"]
+    assert record.swept in (["sleep"], ["setsid"])  # It may not have become `sleep` yet.
     assert processes.marked(kept.spec().run) == []
 
 

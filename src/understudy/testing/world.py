@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
 from understudy.core.records import Agent
+from understudy.daemon import spool, trust
 from understudy.store import events, people, tokens
 from understudy.store.database import Database
 from understudy.store.pool import Pool
@@ -57,14 +58,18 @@ AGENTS: Final = ("Agent 0", "Agent 1", "Agent 2", "Agent 3")
 LIMITS: Final = (1, 2, 3, 1)
 PINNED_LIMIT: Final = 2
 READERS: Final = 1
-FAULTY_S: Final = 600.0
+FAULTY_S: Final = 400.0
 SETTLED_TRIES: Final = 800  # of 5 s each
-LEASES: Final = Leases(alone_grace_s=300.0, running_max_s=400.0, queued_max_s=600.0)
+LEASES: Final = Leases(alone_grace_s=200.0, running_max_s=300.0, queued_max_s=400.0)
 """The long ones shortened: to wait for hours takes long even where time jumps."""
-WATCHED: Final = Limits(silence_s=360.0, tool_s=500.0)
+WATCHED: Final = Limits(silence_s=360.0, tool_s=400.0, requests_max=100)
 ORPHAN_S: Final = 600.0
-POLL_S: Final = 10.0
-"""For events whose notification got lost."""
+SLOWED: Final = (
+    (broadcast, "POLL_S", 10.0),
+    (spool, "PAUSE_S_MAX", 4.0),
+    (trust, "LOOK_S", 15.0),
+)
+"""Who looks again and again looks less often: half of all simulated time went into that."""
 MEMORY: Final = Path("/dev/shm")  # noqa: S108
 
 
@@ -115,6 +120,14 @@ def _home() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@contextmanager
+def _slowed() -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, name, seconds in SLOWED:
+            stack.enter_context(replaced(module, name, seconds))
+        yield
+
+
 async def _simulate(dsn: str, seed: int, chance: Chance, home: Path) -> Story:
     dice = Random(seed)  # noqa: S311  # It is to be repeated.
     auditor, postgres = Auditor(), await VirtualPostgres.at(dsn)
@@ -155,7 +168,7 @@ class World:
     async def run(self) -> None:
         agents = await self._set_up()
         with disks(*(machine.disk for machine in self.machines)), self.locks.installed():
-            with tapped(self.auditor), replaced(broadcast, "POLL_S", POLL_S):
+            with tapped(self.auditor), _slowed():
                 async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
                     try:
                         await self._live(nursery, agents, stack)
