@@ -22,7 +22,7 @@ from understudy.testing.torture import Tally, torture
 from understudy.testing.trial import Outcome, Trial, conduct, read_regression
 from understudy.testing.worker import Worker
 
-WORLD = "fake_world:simulate"
+WORLD = "fake_world"
 VIOLATED, RAISES, DIES, HANGS, HASHES = 7, 8, 9, 10, 11
 Run: TypeAlias = Callable[..., Result]
 

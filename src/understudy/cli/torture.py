@@ -48,7 +48,7 @@ def _split(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--keep", is_flag=True, help="Make the failing seed a regression of this project.")
 @click.option("--json", "as_json", is_flag=True, help="The last line is one object.")
-@click.option("--world", hidden=True, help="MODULE:FUNCTION instead of ours.")
+@click.option("--world", hidden=True, help="Another module than ours.")
 def torture(**chosen: Any) -> None:
     """Server nodes, daemons, agents and a real PostgreSQL in virtual time, attacked at every step.
 

@@ -12,7 +12,8 @@ import msgspec
 
 from understudy.core.struct import Struct
 
-WORLD: Final = "understudy.testing.world:simulate"
+WORLD: Final = "understudy.testing.world"
+"""A module with a `simulate`."""
 LAW_WORDS: Final = 4
 _CHANGING: Final = re.compile(r"""\([^)]*\)|\[[^]]*\]|'[^']*'|"[^"]*"|\S*\d\S*""")
 
@@ -86,8 +87,7 @@ class AllBut(frozenset[str]):
 
 
 def conduct(dsn: str, trial: Trial, *, world: str = WORLD) -> Outcome:
-    module, _, function = world.partition(":")
-    simulate = getattr(import_module(module), function)
+    simulate = import_module(world).simulate
     restricted = {} if trial.kinds is None else {"kinds": frozenset(trial.kinds)}
     story = simulate(dsn, trial.seed, muted=trial.muted, **restricted)
     return Outcome(
