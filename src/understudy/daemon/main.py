@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sqlite3
 from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -142,6 +143,8 @@ def _outbox(path: Path) -> Iterator[Outbox]:
             yield outbox
     except OutboxBusy:
         raise CannotStart(f"{path / 'outbox.db'} is in use by another program") from None
+    except sqlite3.OperationalError as error:  # A full disk, say.
+        raise CannotStart(f"{path / 'outbox.db'} cannot be used: {error}") from error
 
 
 @final

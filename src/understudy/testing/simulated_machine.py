@@ -31,7 +31,8 @@ from understudy.testing.virtual_process import VirtualProcess
 
 CALM_S: Final = (20.0, 60.0, 120.0, 240.0)
 NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
-NIGHTS_S: Final = (3600.0, 8 * 3600.0, 3 * 86400.0)
+NIGHTS_S: Final = (900.0, 8 * 3600.0, 3 * 86400.0)
+"""At the end of all faults whoever sleeps is woken."""
 PARTITIONS_S: Final = (10.0, 40.0, 95.0, 150.0, 500.0)
 FULL_S: Final = (5.0, 30.0, 120.0)
 DRIFTS: Final = (1e-4, -1e-4, 5e-4, -5e-4)
@@ -71,6 +72,7 @@ class SimulatedMachine:
         self.daemons: list[VirtualProcess] = []
         self.is_asleep = False
         self._woke = trio.Event()
+        self._illness = trio.CancelScope()
 
     # What its daemon asks of it
 
@@ -129,6 +131,18 @@ class SimulatedMachine:
     # What befalls it
 
     async def suffer(self) -> None:
+        """Until the faults are over; then it is well again."""
+        with self._illness:
+            await self._fall_ill()
+        if self.is_asleep:
+            self._wake()
+        self.disk.free()
+        self._weather.partitions.pop(self.name, None)
+
+    def recover(self) -> None:
+        self._illness.cancel()
+
+    async def _fall_ill(self) -> None:
         chance, name = self.chance, self.name
         while True:
             await trio.sleep(chance.pick(f"{name}/calm", CALM_S))
@@ -167,6 +181,9 @@ class SimulatedMachine:
             process.suspend()
         self.keepers.suspend()
         await trio.sleep(seconds)
+        self._wake()
+
+    def _wake(self) -> None:
         self.auditor.note(f"{self.name} wakes")
         self.is_asleep = False
         self._woke.set()

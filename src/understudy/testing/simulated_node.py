@@ -83,6 +83,7 @@ class SimulatedNode:
 
     def __post_init__(self) -> None:
         self.outlet = Outlet(self.chance, self.name)
+        self._illness = trio.CancelScope()
 
     async def live(self, nursery: trio.Nursery) -> None:
         """One life after the other, in the world's nursery."""
@@ -131,7 +132,17 @@ class SimulatedNode:
         self.process.at_death.append(connection.close)
         return connection
 
+    def recover(self) -> None:
+        """The faults are over: it is well again."""
+        self._illness.cancel()
+
     async def _suffer(self) -> None:
+        with self._illness:
+            await self._fall_ill()
+        self.outlet.is_cut = False
+        self.process.resume()
+
+    async def _fall_ill(self) -> None:
         while True:
             await trio.sleep(self.chance.pick(f"{self.name}/calm", CALM_S))
             if self.chance.befalls(self.name, faults.NODE_WITHOUT_DATABASE):

@@ -265,6 +265,8 @@ class World:
         nursery.start_soon(People(clients, agents, self.chance, self.auditor).live)
         await trio.sleep(FAULTY_S)
         self.chance.is_over = True
+        for each in (*self.machines, *self.nodes):
+            each.recover()
         self.auditor.note("no more faults")
         await self._settle(first)
 
