@@ -1,7 +1,9 @@
-"""A daemon whose pauses between connections are short."""
+"""Worlds for stories; and a real daemon whose pauses between connections are short."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,14 @@ from understudy.config import DaemonConfig
 from understudy.daemon import link
 from understudy.testing.crossing import Crossing
 from understudy.testing.node import Node
+from understudy.testing.scenario import enact as enact_at
 from understudy.testing.workplace import Workplace
+
+
+@pytest.fixture
+def enact(dsn: str) -> Callable[..., None]:
+    """`understudy.testing.scenario.enact`, in the module's database."""
+    return partial(enact_at, dsn)
 
 
 @pytest.fixture

@@ -1,10 +1,17 @@
-"""The process lived 64 min after `cancelled`, holding the only slot."""
+"""The process lived 64 min after `cancelled`, holding the only slot.
+
+To signal a process, or its group, and to write `cancelled` proves nothing: agents' tools run in
+sessions of their own, and some ignore signals. Here the row changes when nothing is left of the
+tree, and the slot is free at the same moment (R7.1, R7.2).
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Final
 
 import trio
@@ -12,7 +19,39 @@ import trio
 from understudy.daemon import processes
 from understudy.daemon.kept import Kept, spawn_keeper
 from understudy.daemon.rundir import Spec, Standing
+from understudy.testing.scenario import Scenario, works
+from understudy.testing.simulated_process import Agent
 from understudy.testing.workplace import Workplace
+
+
+async def clings(agent: Agent) -> int:
+    agent.ignore(SIGINT, SIGTERM)
+    agent.fork("sleep", ignores=(SIGINT, SIGTERM, SIGHUP))
+    await agent.hang()
+
+
+def test_cancel_orphan_in_a_world(enact: Callable[..., None]) -> None:
+    """R7.1, R7.2"""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop", slots=1)
+        fix = await world.assign("Fix the parser", clings)
+        await fix.until("running")
+        write = await world.assign("Write it down", works(60))
+        await world.pass_(60)
+        assert (laptop.agents(), await write.outcome()) == (2, ["queued"])
+        left = list[int]()
+        world.once_done("confirm_stop", lambda: left.append(laptop.agents()))
+        asked_at = world.now()
+        await fix.cancel()
+        await fix.until("cancelled")
+        assert left == [0]
+        assert world.now() - asked_at < 15
+        await write.until("running", "completed")
+        assert world.now() - asked_at < 20
+
+    enact(story)
+
 
 STOP_S: Final = 12.0
 """R7.2 says 6; this machine may have more to do."""

@@ -1,8 +1,12 @@
-"""crash_between: the server died between commit and side effects; the retry and the comment were
-never made. Here they are in the commit; tests/store/test_atomicity.py interrupts every move."""
+"""The server died between commit and side effects; the retry and the comment were never made.
+
+What is done after the commit, by whoever has committed, is not done when he dies. Here it is in the
+commit (R2.3); tests/store/test_atomicity.py interrupts every move.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -17,8 +21,31 @@ from understudy.store.embedded import EmbeddedServer
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
 from understudy.testing.postgres import kill_server
+from understudy.testing.scenario import Scenario, fails, works
 from understudy.testing.story import Story, everything
 from understudy.wire.daemon import ClaimedTask
+
+
+def test_crash_between(enact: Callable[..., None]) -> None:
+    """R2.3: it dies with the statement, before it can do anything else."""
+
+    async def story(world: Scenario) -> None:
+        await world.machine("laptop")
+        fix = await world.assign("Fix the parser", works(10, says="Fixed."))
+        world.once_done("complete_task", world.server.kill)
+        await fix.until("completed")
+        assert await fix.comments() == ["Fixed."]
+        assert await fix.status() == "in_review"
+        world.server.start()
+        write = await world.assign("Write it down", fails("provider_network"), works(10))
+        world.once_done("fail_task", world.server.kill)
+        await world.until(lambda: not world.server.is_up)
+        assert await write.outcome() == ["provider_network", "queued"]
+        world.server.start()
+        await write.until("completed")
+        assert (fix.starts, write.starts) == (1, 2)
+
+    enact(story)
 
 
 async def after_the_crash(dsn: str, server: EmbeddedServer) -> Pool:

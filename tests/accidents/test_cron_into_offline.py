@@ -1,7 +1,13 @@
-"""cron_into_offline: 87,000 tasks queued for laptops that were closed."""
+"""87,000 tasks queued for laptops that were closed.
+
+A schedule that makes a task at each stroke of the clock, whether anybody can do it or not, makes
+work for days. Here one task waits, however often the clock strikes, and it does not wait for ever
+(R2.5; expire).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +15,34 @@ from understudy.core.leases import Leases
 from understudy.store import sweeps
 from understudy.store.database import Database
 from understudy.testing.board import Board
+from understudy.testing.scenario import Rules, Scenario, works
+
+HOUR_S: Final = 3600.0
+SCHEDULED: Final = (
+    "select understudy.enqueue_task(gen_random_uuid(), i, a, 'schedule')"
+    " from understudy.issues i, understudy.agents a where i.id = $1"
+)
+
+
+def test_cron_into_offline(enact: Callable[..., None]) -> None:
+    """R2.5, R10.1: twelve hours of a closed laptop, four strokes an hour."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        await laptop.stop_daemon()
+        tidy = await world.assign("Tidy up", works(60))
+        for _ in range(4 * 12):
+            await world.database.pool.execute(SCHEDULED, tidy.issue_id)
+            assert (await tidy.outcome()).count("queued") == 1
+            await world.pass_(HOUR_S / 4)
+        assert set(await tidy.outcome()) == {"queued_expired", "queued"}
+        assert len(await tidy.tasks()) == 6
+        laptop.start_daemon()
+        await tidy.until("completed")
+        assert tidy.starts == 1
+
+    enact(story, rules=Rules(Leases(sweep_every_s=300.0)))
+
 
 DAYS: Final = 30
 

@@ -1,4 +1,8 @@
-"""double_trigger: assign plus mention gave 12 runs where 5 were needed."""
+"""Assign plus mention gave 12 runs where 5 were needed.
+
+Each way to start an agent made a task of its own. Here one waits for each agent on an issue, and
+whatever comes meanwhile is said to it (R2.5, R10.1, R10.2).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,26 @@ from understudy.store import issues, tasks
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
+from understudy.testing.scenario import Scenario, works
 from understudy.testing.story import Story
+
+
+def test_double_trigger(enact: Callable[..., None]) -> None:
+    """R2.5, R10.1, R10.2: five issues, assigned and mentioned twice before a machine is there."""
+
+    async def story(world: Scenario) -> None:
+        issues = [await world.assign(f"Issue {number}", works(30)) for number in range(5)]
+        for issue in issues:
+            await issue.comment("Please do this, @Nia.")
+            await issue.assign("Nia")
+            await issue.comment("I mean you, @Nia.")
+        await world.machine("laptop")
+        for issue in issues:
+            await issue.until("completed")
+        assert sum(issue.starts for issue in issues) == 5
+        assert [await issue.outcome() for issue in issues] == [["completed"]] * 5
+
+    enact(story)
 
 
 async def test_five_issues_assigned_mentioned_and_assigned_again_are_five_runs(

@@ -1,9 +1,35 @@
-"""lost_complete: the network was away longer than the retries; a finished run stayed `running` for
-ever."""
+"""The network was away longer than the retries; a finished run stayed `running` for ever.
+
+A report that is sent five times and then dropped leaves a row that nobody will ever end. Here it
+lies on the disk until the server has answered, however long that takes (R6.3, R6.4).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from understudy.testing.scenario import Scenario, works
 from understudy.testing.workplace import Workplace
+
+
+def test_lost_complete(enact: Callable[..., None]) -> None:
+    """R6.3, R6.4"""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", works(60, says="Fixed."))
+        await fix.until("running")
+        laptop.cut_off()
+        await world.pass_(600)  # The agent is done after 60; the retries would have taken 124.
+        assert laptop.agents() == 0
+        assert await fix.outcome() == ["running"]
+        laptop.mend()
+        await fix.until("completed")
+        assert fix.starts == 1
+        assert await fix.comments() == ["Fixed."]
+
+    enact(story)
+
 
 TRIES = 30
 """The schedule of R6.3 has five."""

@@ -1,9 +1,15 @@
-"""The CLI printed its result and did not exit."""
+"""The CLI printed its result and did not exit.
+
+Who waits for the exit waits for ever. Here the result is the end: the run is completed, and what is
+left of the program is stopped ten seconds later (R9.3).
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT
 
 import pytest
 import trio
@@ -13,6 +19,31 @@ from understudy.daemon.kept import spawn_keeper
 from understudy.daemon.lines import Line
 from understudy.daemon.rundir import Spec
 from understudy.daemon.spool import Spool
+from understudy.testing.scenario import Scenario
+from understudy.testing.simulated_process import Agent
+
+
+async def lingers(agent: Agent) -> int:
+    agent.ignore(SIGINT)
+    agent.say("result", output="Fixed.")
+    await agent.hang()
+
+
+def test_never_exits_in_a_world(enact: Callable[..., None]) -> None:
+    """R9.3"""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", lingers)
+        await fix.until("running")
+        said_at = world.now()
+        await fix.until("completed")
+        assert world.now() - said_at < 30
+        assert laptop.agents() == 0
+        assert await fix.comments() == ["Fixed."]
+
+    enact(story)
+
 
 RESULT = '{"type":"result","output":"42"}'
 

@@ -1,4 +1,9 @@
-"""partition: a 17-minute partition stranded the run and its comment."""
+"""A 17-minute partition stranded the run and its comment.
+
+Whoever gives a silent machine's work away at once does it twice; whoever never does strands it.
+Here it costs nothing where nobody could take over, and where somebody can, the machine that is cut
+off stops its agent before another one begins (R4.2, R4.11, R6.2, R6.5).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,49 @@ from understudy.http.auth import Machine
 from understudy.http.calls import Desk
 from understudy.store import issues, runtimes, sweeps, tasks
 from understudy.testing import stage
+from understudy.testing.scenario import Scenario, works
 from understudy.testing.stage import Perform, Stage
 from understudy.wire import daemon as wire
+
+
+def test_partition(enact: Callable[..., None]) -> None:
+    """R4.2, R6.4: the only machine that could do it."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", works(600, says="Fixed."))
+        await fix.until("running")
+        laptop.cut_off()
+        await world.pass_(17 * 60)
+        assert await world.standing("laptop") == "offline"
+        laptop.mend()
+        await fix.until("completed")
+        assert await fix.outcome() == ["completed"]
+        assert fix.starts == 1
+        assert await fix.comments() == ["Fixed."]
+
+    enact(story)
+
+
+def test_partition_from_one_of_two_machines(enact: Callable[..., None]) -> None:
+    """R4.2, R4.11: the auditor would see two agents at work at the same time."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix", works(3600, says="Too late."), works(60, says="Fixed."))
+        await fix.until("running")
+        await world.machine("desktop")
+        await world.pass_(60)
+        laptop.cut_off()
+        await world.pass_(17 * 60)
+        assert laptop.agents() == 0
+        assert await fix.outcome() == ["runtime_offline", "completed"]
+        laptop.mend()
+        await world.pass_(60)
+        assert await fix.comments() == ["Fixed."]
+
+    enact(story)
+
 
 PARTITION_S: Final = 17 * 60.0
 HEARTBEAT_S: Final = 15.0

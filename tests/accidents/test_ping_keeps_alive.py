@@ -1,8 +1,12 @@
-"""Status pings kept a hung run "active" for four days."""
+"""Status pings kept a hung run "active" for four days.
+
+A run that is judged by whether anything comes from it lives as long as its program prints. Here
+only progress counts: text, tools, new usage (R4.10).
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +21,37 @@ from understudy.daemon.rundir import OUT
 from understudy.daemon.times import TIMES, Times
 from understudy.daemon.watchdog import Stall, Watchdog
 from understudy.testing.clock import run_virtual
+from understudy.testing.scenario import Rules, Scenario, tell_session, works
+from understudy.testing.simulated_process import Agent
 from understudy.testing.workplace import Workplace
+
+
+async def pings(agent: Agent) -> int:
+    agent.say("text", text="Let me see.")
+    while True:
+        tell_session(agent)
+        await agent.sleep(PING_EVERY_S)
+
+
+def test_ping_keeps_alive_in_a_world(enact: Callable[..., None]) -> None:
+    """R4.10, R5.2: six minutes of nothing but pings, across a restart of its daemon."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", pings, works(60, says="Fixed."))
+        first = await fix.until("running")
+        began_at = world.now()
+        await world.pass_(200)
+        laptop.kill_daemon()
+        laptop.start_daemon()
+        await fix.until("completed")
+        assert await fix.outcome() == ["agent_stalled", "completed"]
+        assert world.now() - began_at < 360 + 60 + 60
+        assert fix.starts == 2
+        assert first["attempt"] == 1
+
+    enact(story, rules=Rules(limits=Limits(silence_s=360.0)))
+
 
 PINGS = (Session("s1", is_resumable=True), Notice("still alive"), Unparsed("{}", 2))
 PING_EVERY_S = 20.0

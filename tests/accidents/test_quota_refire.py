@@ -1,9 +1,36 @@
-"""quota_refire: 160 runs burned against an exhausted quota."""
+"""160 runs burned against an exhausted quota.
+
+A run that fails for want of quota is tried again, and each of the others finds out by itself. Here
+the first that find out park themselves and their machine until the quota is back (R5.2).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from understudy.store import sweeps, tasks
+from understudy.testing.scenario import Scenario, fails, works
 from understudy.testing.story import Story, held
+
+
+def test_quota_refire(enact: Callable[..., None]) -> None:
+    """R5.2: twelve issues, of which an agent works at three at a time."""
+
+    async def story(world: Scenario) -> None:
+        await world.agent("Nia", max_concurrent_tasks=3)
+        await world.machine("laptop")
+        exhausted = fails("quota_exhausted", after_s=5, retry_after_s=600)
+        issues = [await world.assign("Issue 0", exhausted, works(5))]
+        issues += [await world.assign(f"Issue {n}", exhausted, works(5)) for n in range(1, 3)]
+        issues += [await world.assign(f"Issue {n}", works(5)) for n in range(3, 12)]
+        await world.pass_(600)
+        assert sum(issue.starts for issue in issues) == 3
+        assert "quota" in await issues[-1].why()
+        for issue in issues:
+            await issue.until("completed")
+        assert sum(issue.starts for issue in issues) == 3 + 12
+
+    enact(story)
 
 
 async def runs_until(story: Story, end_s: float) -> int:

@@ -1,9 +1,34 @@
-"""recovery_storm: recovery created recovery work without end."""
+"""Recovery created recovery work without end.
+
+Each restart gave up what the one before had begun, and began it once more. Here attempts are
+counted in the row, and end; what brings its machine down twice is not tried again (R5.7, R6.10).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from understudy.store import sweeps, tasks
+from understudy.testing.scenario import Scenario, works
 from understudy.testing.story import Story, held
+
+
+def test_recovery_storm(enact: Callable[..., None]) -> None:
+    """R5.3, R6.1, R6.10: a machine that comes back every minute and remembers nothing."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        issues = [await world.assign(f"Issue {number}", works(3600)) for number in range(3)]
+        for _ in range(6):
+            await world.pass_(60)
+            laptop.lose_disk()
+            laptop.start_daemon()
+        for issue in issues:
+            await issue.until("failed")
+            assert await issue.outcome() == ["runtime_recovery", "poison"]
+            assert issue.starts == 2
+
+    enact(story)
 
 
 async def take_all(story: Story) -> int:

@@ -1,8 +1,14 @@
-"""reset_hard: a retry's checkout threw away uncommitted work."""
+"""A retry's checkout threw away uncommitted work.
+
+Whoever begins a retry with a clean checkout throws away what the failed attempt had done. Here it
+goes on in the same directory as it is, and nothing that prepares one can delete (R8.4, R8.6). The
+world has no git: what git does is shown with a real one.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,33 @@ import understudy.daemon
 from understudy.daemon.changes import snapshot, snapshot_ref
 from understudy.daemon.workspace import prepare
 from understudy.testing.desk import Desk
+from understudy.testing.scenario import Scenario, fails
+from understudy.testing.simulated_process import Agent
+
+
+async def edits_and_fails(agent: Agent) -> int:
+    agent.write("parser.py", "half of it")
+    return await fails("provider_network", after_s=30)(agent)
+
+
+async def goes_on(agent: Agent) -> int:
+    agent.say("result", output=agent.read("parser.py"))
+    return 0
+
+
+def test_reset_hard(enact: Callable[..., None]) -> None:
+    """R8.4"""
+
+    async def story(world: Scenario) -> None:
+        await world.machine("laptop")
+        fix = await world.assign("Fix the parser", edits_and_fails, goes_on)
+        await world.pass_(60)
+        await fix.until("completed")
+        assert await fix.outcome() == ["provider_network", "completed"]
+        assert await fix.comments() == ["half of it"]
+
+    enact(story)
+
 
 DESTROYS = re.compile(r'"(reset|clean|restore|stash|checkout|remove|--force|-f)"|rmtree|--hard')
 

@@ -244,6 +244,16 @@ class Agent:
                 err.write(data)
             self._grew(b"", len(data))
 
+    def write(self, name: str, text: str) -> None:
+        """A file in its directory."""
+        (Path(self.spec.cwd) / name).write_text(text)
+
+    def read(self, name: str) -> str:
+        return (Path(self.spec.cwd) / name).read_text()
+
+    def files(self, pattern: str) -> list[str]:
+        return sorted(path.name for path in Path(self.spec.cwd).glob(pattern))
+
     async def sleep(self, seconds: float) -> None:
         self.flush()
         clock = self._around.clock

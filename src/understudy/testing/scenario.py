@@ -1,0 +1,509 @@
+"""A story told in a simulated world: real server, real daemon, and no fault but the story's.
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", works(60.0, says="Fixed."))
+        await fix.until("running")
+        laptop.cut_off()
+        await world.pass_(300)
+        laptop.mend()
+        await fix.until("completed")
+        assert fix.starts == 1
+
+    enact(dsn, story)
+
+When it is told, everything comes to rest; then the auditor's laws are checked (`auditor.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, Final, TypeAlias, final
+from uuid import UUID
+
+import httpx2
+import trio
+
+from understudy.actors import broadcast
+from understudy.config import DaemonConfig
+from understudy.core.leases import Leases
+from understudy.core.limits import Limits
+from understudy.daemon.rundir import Spec
+from understudy.store import people, tokens
+from understudy.store.connection import Record
+from understudy.store.database import Database
+from understudy.store.pool import Pool
+from understudy.store.tokens import Owner
+from understudy.testing.auditor import Auditor
+from understudy.testing.chance import Chance
+from understudy.testing.client import open_client
+from understudy.testing.clock import run_virtual
+from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.locks import Locks
+from understudy.testing.network import (
+    Attempt,
+    ConnectFault,
+    Crossing,
+    Cut,
+    Faults,
+    MemoryNetwork,
+    WireFault,
+)
+from understudy.testing.simulated_daemon import SimulatedDaemon
+from understudy.testing.simulated_keepers import Keepers
+from understudy.testing.simulated_machine import SimulatedMachine
+from understudy.testing.simulated_network import LATENCY_S, Way, Weather
+from understudy.testing.simulated_node import SimulatedNode
+from understudy.testing.simulated_process import Agent, Play, Script
+from understudy.testing.taps import tapped
+from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.testing.virtual_process import (
+    VirtualProcess,
+    current_process,
+    suspendable,
+    unwind_all,
+)
+from understudy.wire.daemon import ClaimedTask
+
+SEED: Final = 1
+NODE: Final = "node"
+AGAIN_S: Final = 1.0
+PATIENCE_S: Final = 3600.0
+EVENTS_POLL_S: Final = 600.0
+"""Nobody reads events here."""
+MEMORY: Final = Path("/dev/shm")  # noqa: S108
+
+Story: TypeAlias = Callable[["Scenario"], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    leases: Leases = field(default_factory=Leases)
+    limits: Limits = field(default_factory=Limits)
+
+
+def enact(
+    dsn: str, story: Story, *, dice: Random | None = None, rules: Rules | None = None
+) -> None:
+    """Raises AssertionError: the story's own, or with what the auditor has found."""
+    memory = MEMORY if MEMORY.is_dir() else None
+    with (
+        TemporaryDirectory(prefix="understudy-", dir=memory) as home,
+        # What production code logs at the end of a world is no news.
+        replaced(logging.root.manager, "disable", logging.CRITICAL),
+    ):
+        chosen = dice or Random(SEED)  # noqa: S311  # It is to be repeated.
+        play = partial(_enact, dsn, story, Path(home), chosen, rules or Rules())
+        run_virtual(play, seed=SEED)
+
+
+async def _enact(dsn: str, story: Story, home: Path, dice: Random, rules: Rules) -> None:
+    postgres = await VirtualPostgres.at(dsn)
+    await postgres.empty()
+    pool = Pool(partial(postgres.connect, no_faults), size=4)
+    world = Scenario(Database(pool, dice), postgres, home, rules)
+    with suspendable():
+        try:
+            await world.enact(story)
+        finally:
+            await pool.aclose()
+
+
+# What agents do
+
+
+def works(seconds: float, *, says: str = "Done.") -> Play:
+    async def play(agent: Agent) -> int:
+        tell_session(agent)
+        await agent.sleep(seconds)
+        agent.say("result", output=says)
+        return 0
+
+    return play
+
+
+def fails(reason: str, *, after_s: float = 0.0, retry_after_s: float | None = None) -> Play:
+    async def play(agent: Agent) -> int:
+        tell_session(agent)
+        await agent.sleep(after_s)
+        told = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
+        agent.say("result", is_error=True, reason=reason, error=f"it is {reason}", **told)
+        return 1
+
+    return play
+
+
+def tell_session(agent: Agent) -> None:
+    identity = agent.prior_session or f"session-{agent.run.task.id}"
+    agent.say("session", id=identity, resumable=True)
+
+
+# What the story knows
+
+
+@final
+class Work:
+    """An issue that an agent was assigned to. `starts`: how often an agent process began on it."""
+
+    def __init__(self, world: Scenario, title: str, told: dict[str, Any]) -> None:
+        self._world = world
+        self._title = title
+        self.key: str = told["issue"]["key"]
+        self.issue_id = UUID(told["issue"]["id"])
+
+    @property
+    def starts(self) -> int:
+        return self._world.starts[self._title]
+
+    async def tasks(self) -> list[Record]:
+        """The oldest first."""
+        return await self._world.database.pool.fetch(
+            "select * from understudy.tasks where issue_id = $1 order by created_at, attempt",
+            self.issue_id,
+        )
+
+    async def newest(self) -> Record:
+        return (await self.tasks())[-1]
+
+    async def until(self, *statuses: str) -> Record:
+        """That its newest task is so."""
+        with trio.fail_after(PATIENCE_S):
+            while (row := await self.newest())["status"] not in statuses:  # noqa: ASYNC110
+                await trio.sleep(AGAIN_S)
+        return row
+
+    async def outcome(self) -> list[str]:
+        """Of each of its tasks: its status, or what it failed with."""
+        return [row["failure_reason"] or row["status"] for row in await self.tasks()]
+
+    async def comments(self) -> list[str]:
+        rows = await self._world.database.pool.fetch(
+            "select body from understudy.comments where issue_id = $1 order by created_at",
+            self.issue_id,
+        )
+        return [row["body"] for row in rows]
+
+    async def status(self) -> str:
+        status: str = await self._world.database.pool.fetchval(
+            "select status from understudy.issues where id = $1", self.issue_id
+        )
+        return status
+
+    async def assign(self, agent: str) -> None:
+        await self._world.ask("post", f"/api/issues/{self.key}/assign", {"agent": agent})
+
+    async def comment(self, body: str) -> None:
+        await self._world.ask("post", f"/api/issues/{self.key}/comments", {"body": body})
+
+    async def cancel(self) -> None:
+        await self._world.ask("post", f"/api/tasks/{(await self.newest())['id']}/cancel")
+
+    async def why(self) -> str:
+        said = await self._world.ask("get", f"/api/tasks/{(await self.newest())['id']}/why")
+        return str(said["sentence"])
+
+
+@final
+class Laptop:
+    """A machine with its daemon: nothing befalls it but what the story does."""
+
+    def __init__(self, world: Scenario, machine: SimulatedMachine, config: DaemonConfig) -> None:
+        self._world = world
+        self._daemon = SimulatedDaemon(machine, config, world.locks.release)
+        self._process: VirtualProcess | None = None
+        self._stop = trio.CancelScope()
+        self.machine = machine
+        self.path = machine.disk.root
+
+    @property
+    def is_on(self) -> bool:
+        return self._process is not None and self._process.is_alive
+
+    def start_daemon(self) -> None:
+        number = len(self.machine.daemons) + 1
+        process = VirtualProcess(f"{self.machine.name}.{number}")
+        process.at_death.append(partial(self._world.locks.release, process))
+        self.machine.daemons.append(process)
+        self._process, self._stop, self._ended = process, trio.CancelScope(), trio.Event()
+        process.start_soon(self._world.nursery, self._run, self._stop, self._ended)
+
+    async def _run(self, stop: trio.CancelScope, ended: trio.Event) -> None:
+        _, signals = trio.open_memory_channel[int](0)
+        with stop:
+            await self._daemon.run(signals, trio.Event())
+        ended.set()
+
+    def kill_daemon(self) -> None:
+        """As SIGKILL does; its keepers and agents live on."""
+        assert self._process is not None
+        self._process.kill()
+
+    async def stop_daemon(self) -> None:
+        """As SIGTERM does."""
+        assert self._process is not None
+        self._stop.cancel()
+        await self._ended.wait()
+        self._process.kill()
+
+    def lose_power(self) -> None:
+        """What was not synced is not lost: that is for `disk.py`'s tests."""
+        self.kill_daemon()
+        self.machine.lose_power()
+
+    def lose_disk(self) -> None:
+        """It comes back with its name and nothing else."""
+        self.kill_daemon()
+        self.machine.lose_disk()
+
+    async def sleep(self, seconds: float) -> None:
+        """Its lid is closed."""
+        await self.machine.sleep(seconds)
+
+    def cut_off(self, way: Way = "both") -> None:
+        """What it sends is lost, or what is sent to it."""
+        self._world.wires.weather.cut_off(self.machine.name, way, float("inf"), is_patient=False)
+
+    def mend(self) -> None:
+        del self._world.wires.weather.partitions[self.machine.name]
+
+    def lose_next_answer(self) -> None:
+        """Its connection is reset when the server says something next."""
+        self._world.wires.breaking.add(self.machine.name)
+
+    def agents(self) -> int:
+        """How many processes of agents live there, their children counted."""
+        return sum(each.run is not None for each in self.machine.keepers.living())
+
+    def is_empty(self) -> bool:
+        return not self.machine.keepers.living() and not any((self.path / "runs").iterdir())
+
+
+@final
+class Server:
+    """A node."""
+
+    def __init__(self, world: Scenario) -> None:
+        self._nursery = world.nursery
+        self._lives = 0
+        self._node = SimulatedNode(
+            NODE, world.postgres, world.network, world.chance, world.auditor,
+            world.rules.leases, world.database.dice,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        self._lives += 1
+        self._node.process = VirtualProcess(f"{NODE}.{self._lives}")
+        self._node.process.start_soon(
+            self._nursery, self._node.serve, trio.CancelScope(), trio.Event()
+        )
+
+    def kill(self) -> None:
+        self._node.process.kill()
+
+    @property
+    def is_up(self) -> bool:
+        return self._node.process.is_alive
+
+
+@final
+class Wires(Faults):
+    def __init__(self, chance: Chance) -> None:
+        self.weather = Weather(chance)
+        self.breaking = set[str]()
+        """Machines whose connection is reset with the next word from the server."""
+
+    def on_connect(self, attempt: Attempt) -> ConnectFault | None:
+        return self.weather.on_connect(attempt)
+
+    def on_crossing(self, crossing: Crossing) -> WireFault | None:
+        client = crossing.attempt.client
+        if crossing.direction == "down" and client in self.breaking:
+            self.breaking.remove(client)
+            return Cut()
+        return self.weather.on_crossing(crossing)
+
+
+@final
+@dataclass
+class Scenario:
+    database: Database
+    """The story's own way: no fault befalls it."""
+    postgres: VirtualPostgres
+    home: Path
+    rules: Rules
+    auditor: Auditor = field(default_factory=Auditor)
+    machines: list[Laptop] = field(default_factory=list)
+    starts: Counter[str] = field(default_factory=Counter)
+    """How often an agent began, by the issue's title."""
+    nursery: trio.Nursery = field(init=False)
+    server: Server = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chance = Chance(SEED, kinds=frozenset())
+        self.wires = Wires(self.chance)
+        self.network = MemoryNetwork(latency_s=LATENCY_S, faults=self.wires)
+        self.locks = Locks(current_process)
+        self._agents: dict[UUID, int] = {}
+        self._names = set[str]()
+        self._plays: dict[str, list[Play]] = {}
+        self._disks = ExitStack()
+        self._done: dict[str, Callable[[], object]] = {}
+
+    async def enact(self, story: Story) -> None:
+        failed: Exception | None = None
+        seldom = replaced(broadcast, "POLL_S", EVENTS_POLL_S)
+        with self._disks, self.locks.installed(), tapped(self.auditor), seldom:
+            async with trio.open_nursery() as self.nursery:
+                try:
+                    await self._tell(story)
+                except (AssertionError, trio.TooSlowError) as error:
+                    failed = error  # In a group it would be hard to read.
+                finally:
+                    self.nursery.cancel_scope.cancel()
+                    unwind_all()
+        told = "\n".join(self.auditor.log)
+        if failed is None:
+            await self.auditor.examine(self.database, self._agents, self.rules.leases)
+            failed = AssertionError(*self.auditor.violations) if self.auditor.violations else None
+        if failed is not None:
+            failed.add_note(told)
+            raise failed
+
+    async def _tell(self, story: Story) -> None:
+        user, workspace = await people.first_user(
+            self.database, name="Ada", email="ada@example.org"
+        )
+        owner = Owner(user_id=user.id, workspace_id=workspace.id)
+        self._workspace_id = workspace.id
+        self._daemon_key = await tokens.create(self.database, "daemon", owner)
+        key = await tokens.create(self.database, "personal", owner)
+        self.postgres.executed = self._executed
+        self.server = Server(self)
+        self.server.start()
+        async with open_client(
+            self.network,
+            f"http://{NODE}",
+            client="people",
+            headers={"Authorization": f"Bearer {key}"},
+        ) as self._person:
+            await story(self)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while await self._is_active():  # noqa: ASYNC110
+                await trio.sleep(AGAIN_S)
+
+    async def _is_active(self) -> bool:
+        active: int = await self.database.pool.fetchval(
+            "select count(*) from understudy.tasks where completed_at is null"
+        )
+        return active > 0 or any(each.is_on and not each.is_empty() for each in self.machines)
+
+    # Who is there
+
+    async def machine(self, name: str, *, slots: int = 6) -> Laptop:
+        """With a daemon that the server knows."""
+        root = self.home / name
+        root.mkdir()
+        (root / "daemon_id").write_text(name)
+        disk = Disk(root)
+        self._disks.enter_context(disks(disk))
+        machine = SimulatedMachine(
+            name, disk, [NODE], self.network, self.wires.weather, self.chance, self.auditor,
+            self.database.dice,
+        )  # fmt: skip
+        machine.keepers = Keepers(
+            name, self.nursery, self.auditor, self._fate, boot_s=machine.boot_s,
+            epoch_s=machine.epoch_s,
+        )  # fmt: skip
+        config = DaemonConfig(
+            root,
+            "http://127.0.0.1",
+            self._daemon_key,
+            str(self._workspace_id),
+            tasks_max=slots,
+            leases=self.rules.leases,
+            limits=self.rules.limits,
+            search_path=os.defpath,
+        )
+        laptop = Laptop(self, machine, config)
+        self.machines.append(laptop)
+        laptop.start_daemon()
+        with trio.fail_after(PATIENCE_S):
+            while await self.standing(name) != "online":  # noqa: ASYNC110
+                await trio.sleep(AGAIN_S)
+        return laptop
+
+    async def standing(self, machine: str) -> str | None:
+        """What the server thinks of it."""
+        standing: str | None = await self.database.pool.fetchval(
+            "select min(status) from understudy.runtimes where daemon_id = $1", machine
+        )
+        return standing
+
+    async def agent(self, name: str, **fields: object) -> None:
+        made = await self.ask(
+            "post", "/api/agents", {"name": name, "provider": "scripted", **fields}
+        )
+        self._names.add(name)
+        self._agents[UUID(made["id"])] = made["max_concurrent_tasks"]
+
+    async def assign(self, title: str, *plays: Play, to: str = "Nia", **fields: object) -> Work:
+        """The first start of an agent on it plays the first, and so on; further ones the last."""
+        if to not in self._names:
+            await self.agent(to)
+        self._plays[title] = [*plays]
+        told = await self.ask("post", "/api/issues", {"title": title, "agent": to, **fields})
+        return Work(self, title, told)
+
+    def _fate(self, task: ClaimedTask, _spec: Spec, _earlier: int) -> Script:
+        assert task.issue is not None
+        title = task.issue.title
+        plays = self._plays[title]
+        play = plays[min(self.starts[title], len(plays) - 1)]
+        self.starts[title] += 1
+        return Script("scripted", play)
+
+    # What happens
+
+    def now(self) -> float:
+        """Seconds since the story began."""
+        return trio.current_time()
+
+    async def pass_(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110
+                await trio.sleep(AGAIN_S)
+
+    def once_done(self, function: str, happens: Callable[[], object]) -> None:
+        """The next time that this function of `schema.sql` is committed, before anybody hears."""
+        self._done[f"understudy.{function}("] = happens
+
+    def _executed(self, sql: str) -> None:
+        for function in [each for each in self._done if each in sql]:
+            self.auditor.note(f"{function}) is committed, and at once")
+            self._done.pop(function)()
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  # JSON.
+        """A person does, again and again until somebody answers."""
+        while True:
+            try:
+                answer = await self._person.request(method, path, json=body)
+            except httpx2.HTTPError:
+                await trio.sleep(AGAIN_S)
+            else:
+                assert answer.is_success, answer.text
+                return answer.json()
