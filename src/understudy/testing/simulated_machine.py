@@ -27,7 +27,7 @@ from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_network import Way, Weather
 from understudy.testing.simulated_node import PORT
 from understudy.testing.virtual import EPOCH
-from understudy.testing.virtual_process import VirtualProcess
+from understudy.testing.virtual_process import VirtualProcess, bury
 
 CALM_S: Final = (20.0, 60.0, 120.0, 240.0)
 NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
@@ -201,6 +201,8 @@ class SimulatedMachine:
         """Its daemon is down already."""
         self.auditor.note(f"{self.name} loses power")
         self.keepers.kill_all()
+        bury()
+        self.auditor.lost_memory(self.name, of_all=False)
         for lost in self.disk.power_cut(self._is_lost):
             self.auditor.note(f"{self.name} has lost {lost}")
         self._booted_at = trio.current_time()
@@ -209,6 +211,8 @@ class SimulatedMachine:
         """It comes back as it was delivered: the same name, and nothing that it knows."""
         self.auditor.note(f"{self.name} loses its disk")
         self.keepers.kill_all()
+        bury()
+        self.auditor.lost_memory(self.name, of_all=True)
         self.disk.wipe()
         (self.disk.root / "daemon_id").write_text(self.name)
 

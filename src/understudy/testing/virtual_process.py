@@ -20,7 +20,7 @@ from contextvars import ContextVar, copy_context
 from typing import final
 
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT, _r
+from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio.lowlevel import Task
 
 CURRENT: ContextVar[VirtualProcess | None] = ContextVar("process", default=None)
@@ -69,6 +69,7 @@ class VirtualProcess:
                 await trio.lowlevel.checkpoint_if_cancelled()
 
     def suspend(self) -> None:
+        """From the next batch of runnable tasks on; it is the same with `kill`."""
         self._is_suspended = True
 
     def resume(self) -> None:
@@ -82,31 +83,32 @@ class VirtualProcess:
 
     def kill(self) -> None:
         if self.is_alive:
-            self._doom = math.inf
+            _queue().dying[self] = None
+
+    def die(self) -> None:
+        """For the queue, between two batches, and for who wants it unwound."""
+        if self.is_alive:
             self.died.set()
             while self.at_death:
                 self.at_death.pop()()
 
     def unwind(self) -> None:
         """At the end of the world: let what is left of it go, through its own `finally` blocks."""
-        self.kill()
+        self.die()
         self._is_unwinding = True
         for scope in self._scopes:
             scope.cancel()
         self._let_go()
 
-    def holds_back(self, task: Task) -> bool:
+    def is_doomed(self) -> bool:
         """Asked each time a task of it is about to run."""
-        if self._is_unwinding:
-            return False
-        if self._is_suspended or not self.is_alive:
-            self._stopped.append(task)
-            return True
         self.steps += 1
-        if self.steps < self._doom:
+        return self.steps >= self._doom and self.is_alive and not self._is_suspended
+
+    def holds_back(self, task: Task) -> bool:
+        if self._is_unwinding or (self.is_alive and not self._is_suspended):
             return False
         self._stopped.append(task)
-        self.kill()
         return True
 
     def _let_go(self) -> None:
@@ -117,40 +119,33 @@ class VirtualProcess:
 
 @final
 class _Queue(deque[Task]):
-    """Of runnable tasks. trio takes a batch of them, in the seed's order, and lets each run once;
-    here they are handed out one by one, so that who was stopped meanwhile does not run.
+    """Of runnable tasks. trio takes all of them as a batch and lets each run once, in the order of
+    the seed; between two batches processes die, and those of a stopped one do not get in.
     """
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         super().__init__(tasks)
-        self._batch: list[Task] = []
+        self.dying: dict[VirtualProcess, None] = {}
         self.processes: dict[VirtualProcess, None] = {}
         """All that ever ran, in the order in which they began."""
 
     def __iter__(self) -> Iterator[Task]:
-        """The next to run, at most one."""
-        if not self._batch:
-            while deque.__len__(self):
-                self._batch.append(self.popleft())
-            self._batch.sort(key=_age)
-            _r.shuffle(self._batch)
-        while self._batch:
-            task = self._batch.pop()
-            process = task.context.get(CURRENT)
+        tasks = [(task, task.context.get(CURRENT)) for task in super().__iter__()]
+        super().clear()
+        for _, process in tasks:
+            if process is not None and process.is_doomed():
+                self.dying[process] = None
+        self.bury()
+        for task, process in tasks:
             if process is None or not process.holds_back(task):
                 yield task
-                return
 
-    def __len__(self) -> int:
-        return deque.__len__(self) + len(self._batch)
+    def bury(self) -> None:
+        while self.dying:
+            self.dying.popitem()[0].die()
 
     def clear(self) -> None:
         """What was handed out is gone already."""
-
-
-def _age(task: Task) -> int:
-    age: int = task._counter  # noqa: SLF001  # As trio sorts them.
-    return age
 
 
 def current_process() -> VirtualProcess | None:
@@ -164,6 +159,11 @@ def suspendable() -> Iterator[None]:
     runner = GLOBAL_RUN_CONTEXT.runner
     runner.runq = _Queue(runner.runq)
     yield
+
+
+def bury() -> None:
+    """Who was killed is dead from here on, not just from the next batch."""
+    _queue().bury()
 
 
 def unwind_all() -> None:

@@ -38,6 +38,7 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
 from understudy.testing.network import MemoryNetwork
 from understudy.testing.people import People
@@ -203,9 +204,7 @@ class World:
             for name, limit in zip(AGENTS, LIMITS, strict=True)
         ]
         home = await board.runtime(self.machines[0].name)
-        pinned = await board.agent(
-            "Pinned", max_concurrent_tasks=PINNED_LIMIT, runtime_id=home.id
-        )
+        pinned = await board.agent("Pinned", max_concurrent_tasks=PINNED_LIMIT, runtime_id=home.id)
         return [*agents, pinned]
 
     def _add_machine(self, name: str, key: str, workspace_id: str) -> None:
@@ -228,6 +227,7 @@ class World:
             search_path=os.defpath,
         )
         self.machines.append(machine)
+        self.auditor.machines.slots[name] = SLOTS
         self.daemons.append(SimulatedDaemon(machine, config, self.locks.release))
 
     async def _live(
@@ -265,9 +265,12 @@ class World:
         nursery.start_soon(People(clients, agents, self.chance, self.auditor).live)
         await trio.sleep(FAULTY_S)
         self.chance.is_over = True
-        for each in (*self.machines, *self.nodes):
-            each.recover()
+        for machine in self.machines:
+            machine.recover()
+        for node in self.nodes:
+            node.recover()
         self.auditor.note("no more faults")
+        self.auditor.disturbed()
         await self._settle(first)
 
     async def _settle(self, first: int) -> None:
@@ -282,8 +285,11 @@ class World:
                 break
             await trio.sleep(5)
             written = await self._written(first)
+        machines = self.auditor.machines
+        machines.left_over = await wait_nothing_left(self.machines, self.auditor.shops)
         for reader in self.readers:
             self.auditor.check_stream(reader.name, reader.heard, written)
+        self.auditor.is_over = True
 
     async def _written(self, first: int) -> list[int]:
         rows = await self.database.pool.fetch(
