@@ -7,20 +7,22 @@ was told and what became of its report. Times are seconds of virtual time, on bo
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from understudy.core.leases import Leases
 from understudy.core.records import Task
-from understudy.store.connection import Record
 from understudy.store.database import Database
 from understudy.testing.virtual import EPOCH
 
+Row: TypeAlias = Mapping[str, Any]
 TERMINAL: Final = {"completed", "failed", "cancelled"}
+CLOSE_S: Final = 0.001
+RECOVERY_S: Final = 300.0
 
 
 @dataclass
@@ -42,12 +44,16 @@ class Run:
     """What it has told of its output tokens."""
     has_finished: bool = False
     """By itself; not one that was stopped, or went down with its machine."""
+    is_reported: bool = False
+    """Its end is in the outbox."""
     is_acknowledged: bool = False
     """Its report was answered, one way or the other."""
     is_forgotten: bool = False
-    """Its machine lost its disk: what it did is known to nobody."""
-    loose_at: float = math.inf
-    """From then on nobody minds it: its daemon is dead past the trust window, or deaf."""
+    """Its machine lost what it knew of it: its disk, or what it had not synced of its spool."""
+    is_afresh: bool = False
+    """In place of one that would not continue its session (R5.10)."""
+    earlier: Run | None = None
+    """The one before it, for the same task."""
 
     @property
     def began_at(self) -> float:
@@ -64,10 +70,12 @@ class Run:
         if self.spans and self.spans[-1][1] == math.inf:
             self.spans[-1] = (self.spans[-1][0], now)
 
-    def minded(self) -> Iterator[tuple[float, float]]:
-        for begins, ends in self.spans:
-            if begins < self.loose_at:
-                yield begins, min(ends, self.loose_at)
+    def line(self) -> Iterator[Run]:
+        """All that ran for this task, the newest first."""
+        run: Run | None = self
+        while run is not None:
+            yield run
+            run = run.earlier
 
 
 @dataclass(frozen=True)
@@ -80,21 +88,79 @@ class Happened:
     body: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What somebody was told who asked why a task is where it is; `said` is None for no answer."""
+
+    asked_at: float
+    answered_at: float
+    task_id: UUID
+    said: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a reader of events heard, and what there was to hear."""
+
+    heard: Sequence[int]
+    written: Sequence[int]
+
+
+@dataclass
+class Registering:
+    """A registration as a node carried it out, with the tasks it named and their tokens."""
+
+    came_at: float
+    named: frozenset[tuple[UUID, UUID | None]]
+    ended_at: float = math.inf
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """What a machine still has when all is done."""
+
+    machine: str
+    processes: Sequence[str] = ()
+    locked: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    slots: Sequence[str] = ()
+    reports: Sequence[str] = ()
+
+
 @dataclass
 class Machines:
     """What the world saw on its machines' side, by machine."""
 
     runs: dict[UUID, Run] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    tokens: list[tuple[UUID, UUID, str]] = field(default_factory=list)
+    """Those that claims were handed over with: token, task, machine."""
     heard: dict[str, list[float]] = field(default_factory=dict)
     """When a sign of life of the machine was answered by a node."""
-    registered: dict[str, list[float]] = field(default_factory=dict)
-    """When it sent a registration."""
+    registering: dict[str, list[Registering]] = field(default_factory=dict)
     let_go: dict[tuple[str, UUID], float] = field(default_factory=dict)
     """When it dropped a task from its disk, for whatever reason."""
     promises: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """What it was told of its trust window: when it heard so, and until when (R4.11)."""
     reruns: list[tuple[float, float]] = field(default_factory=list)
     """When somebody ran something again, from the question to the answer."""
+    posted: list[str] = field(default_factory=list)
+    """Comments whose writers were told that they are written, by id."""
+    explained: list[Explained] = field(default_factory=list)
+    told: dict[str, Told] = field(default_factory=dict)
+    """By reader."""
+    broken_answers: list[str] = field(default_factory=list)
+    """Those of status 500."""
+    surprises: list[str] = field(default_factory=list)
+    """Logged exceptions that nothing in this world was to cause."""
+    left_over: list[LeftOver] = field(default_factory=list)
+    disturbed_at: float = 0.0
+    """When the last fault was over."""
+
+    @property
+    def calm_at(self) -> float:
+        """By then whoever was down is up again, too."""
+        return self.disturbed_at + RECOVERY_S
 
 
 @dataclass(frozen=True)
@@ -103,18 +169,18 @@ class Evidence:
     limits: dict[UUID, int]
     leases: Leases
     events: list[Happened]
-    tasks: dict[UUID, Record]
-    comments: list[Record]
-    messages: dict[UUID, list[int]]
-    usage: dict[UUID, int]
-    agents: dict[UUID, Record]
-    machine_of: dict[UUID, str]
+    tasks: Mapping[UUID, Row]
+    comments: Sequence[Row] = ()
+    messages: Mapping[UUID, list[int]] = field(default_factory=dict)
+    usage: Mapping[UUID, int] = field(default_factory=dict)
+    agents: Mapping[UUID, Row] = field(default_factory=dict)
+    machine_of: Mapping[UUID, str] = field(default_factory=dict)
     """By runtime."""
-    stuck: list[int]
-    """Issues that are in progress and have no active task, by number."""
+    issues: Sequence[Row] = ()
+    calls: Sequence[Row] = ()
 
-    def ended_at(self, task: Record) -> float:
-        return seconds(task["completed_at"])
+    def ended_at(self, task: Row) -> float:
+        return seconds(task["completed_at"]) if task["completed_at"] else math.inf
 
     def silent_s(self, machine: str, at: float) -> float:
         """For how long no node had heard a machine."""
@@ -123,20 +189,38 @@ class Evidence:
     def silence_s(self, machine: str, begins: float, ends: float) -> float:
         """The longest one in this time."""
         heard = self.machines.heard.get(machine, [])
-        times = [last_of(heard, begins), *(at for at in heard if begins < at <= ends), ends]
+        between = heard[bisect_right(heard, begins) : bisect_right(heard, ends)]
+        times = [last_of(heard, begins), *between, ends]
         return max(after - before for before, after in pairwise(times))
 
-    def heirs(self, task_id: UUID) -> Iterator[Record]:
-        """The further attempts, one behind the other."""
+    def children(self, task_id: UUID) -> Iterator[Row]:
+        """Further attempts; a rerun is none."""
         for row in self.tasks.values():
             if row["parent_task_id"] == task_id and row["attempt"] > 1:
                 yield row
-                yield from self.heirs(row["id"])
+
+    def heirs(self, task_id: UUID) -> Iterator[Row]:
+        """The further attempts, one behind the other."""
+        for row in self.children(task_id):
+            yield row
+            yield from self.heirs(row["id"])
+
+    def place(self, event: Happened) -> str:
+        """The machine of a claimed task; empty where it has none."""
+        runtime_id = event.body["runtime_id"]
+        return self.machine_of.get(UUID(runtime_id), "") if runtime_id else ""
+
+    def moves(self) -> Iterator[Happened]:
+        return (event for event in self.events if "move" in event.body)
 
 
 def last_of(times: list[float], before: float) -> float:
     found = bisect_right(times, before)
     return times[found - 1] if found else 0.0
+
+
+def is_among(times: list[float], begins: float, ends: float) -> bool:
+    return bisect_left(times, begins) < bisect_right(times, ends)
 
 
 def seconds(moment: Any) -> float:  # noqa: ANN401  # A datetime of a row.
@@ -150,6 +234,7 @@ async def gather(
     fetch = database.pool.fetch
     events = await fetch("select * from understudy.events order by id")
     tasks = await fetch("select * from understudy.tasks order by created_at, id")
+    comments = await fetch("select * from understudy.comments order by created_at, id")
     said = await fetch(
         "select task_id, array_agg(seq order by seq) as seqs"
         " from understudy.task_messages group by 1"
@@ -157,21 +242,24 @@ async def gather(
     spent = await fetch(
         "select task_id, sum(output_tokens)::int as n from understudy.usage group by 1"
     )
-    stuck = await fetch(
-        "select i.number from understudy.issues i where i.status = 'in_progress'"
-        " and not exists (select from understudy.tasks t"
-        " where t.issue_id = i.id and t.completed_at is null)"
-    )
+    agents = await fetch("select * from understudy.agents order by id")
+    issues = await fetch("select * from understudy.issues order by number")
+    calls = await fetch("select * from understudy.calls order by created_at, comment_id")
     return Evidence(
         machines,
         limits,
         leases,
         [Happened(seconds(e["created_at"]), e["kind"], e["task_id"], e["payload"]) for e in events],
-        {row["id"]: row for row in tasks},
-        await fetch("select * from understudy.comments order by created_at, id"),
+        _by_id(row.as_dict() for row in tasks),
+        [row.as_dict() for row in comments],
         {row["task_id"]: row["seqs"] for row in said},
         {row["task_id"]: row["n"] for row in spent},
-        {row["id"]: row for row in await fetch("select * from understudy.agents order by id")},
+        _by_id(row.as_dict() for row in agents),
         {r["id"]: r["daemon_id"] for r in await fetch("select * from understudy.runtimes")},
-        [row["number"] for row in stuck],
+        [row.as_dict() for row in issues],
+        [row.as_dict() for row in calls],
     )
+
+
+def _by_id(rows: Iterable[Row]) -> dict[UUID, Row]:
+    return {row["id"]: row for row in rows}

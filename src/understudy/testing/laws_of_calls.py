@@ -6,25 +6,40 @@ from collections.abc import Iterator
 from typing import Final
 from uuid import UUID
 
-from understudy.store.connection import Record
-from understudy.testing.evidence import Evidence, seconds
+from understudy.testing.evidence import CLOSE_S, Evidence, Row, seconds
+from understudy.testing.laws import always, at_rest
 
 HOPS_MAX: Final = 8
-CLOSE_S: Final = 0.001
 
 
-def broken(evidence: Evidence) -> Iterator[str]:
+@at_rest
+def who_is_called_is_told(evidence: Evidence) -> Iterator[str]:
+    """R10.2: a run of the agent that a comment calls begins afterwards, and is told the comment."""
     for comment in evidence.comments:
         for agent_id, agent in evidence.agents.items():
             is_called = f"@{agent['name']}." in comment["body"]
             if is_called and agent_id != comment["author_agent_id"]:
                 yield from _unheard(evidence, comment, agent_id)
+
+
+@at_rest
+def no_call_waits_for_ever(evidence: Evidence) -> Iterator[str]:
+    """R10.2: when all is done, each call has the task that was to answer it."""
+    for call in evidence.calls:
+        if call["task_id"] is None:
+            agent = evidence.agents[call["agent_id"]]["name"]
+            yield f"the call of {agent} in comment {call['comment_id']} waits for nobody"
+
+
+@always
+def chains_of_calls_end(evidence: Evidence) -> Iterator[str]:
+    """R10.1: no more than 8 agents call one another, one behind the other."""
     for task_id in evidence.tasks:
         if _depth(evidence, task_id) > HOPS_MAX:
             yield f"{task_id} is called by more than {HOPS_MAX} agents, one behind the other"
 
 
-def _unheard(evidence: Evidence, comment: Record, agent_id: UUID) -> Iterator[str]:
+def _unheard(evidence: Evidence, comment: Row, agent_id: UUID) -> Iterator[str]:
     said_at = seconds(comment["created_at"])
     if comment["task_id"] and _depth(evidence, comment["task_id"]) >= HOPS_MAX:
         return
@@ -42,7 +57,7 @@ def _unheard(evidence: Evidence, comment: Record, agent_id: UUID) -> Iterator[st
         yield f"{agent} was never told at {said_at:.3f}: {comment['body']!r}"
 
 
-def _is_excuse(evidence: Evidence, row: Record, said_at: float) -> bool:
+def _is_excuse(evidence: Evidence, row: Row, said_at: float) -> bool:
     """A person called the agent off afterwards, or what was to answer never came to run."""
     if row["cancel_requested_at"] is not None:
         return seconds(row["cancel_requested_at"]) >= said_at

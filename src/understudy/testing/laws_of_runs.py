@@ -3,124 +3,181 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import combinations
 from typing import Any, Final
-from uuid import UUID
 
-from understudy.store.connection import Record
-from understudy.testing.evidence import Evidence, Run, seconds
+from understudy.testing.evidence import CLOSE_S, TERMINAL, Evidence, Happened, Row, Run, seconds
+from understudy.testing.laws import always, at_rest
+from understudy.testing.laws_of_tasks import stories
+from understudy.testing.replay import STATUS
 
-CLOSE_S: Final = 0.001
 SILENCE_S: Final = 45.0
 UNCONFIRMED_S: Final = 300.0
 
 
-def broken(evidence: Evidence) -> Iterator[str]:
-    yield from _two_at_once(evidence)
+def _ends(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
+    """Runs whose agents came to an end by themselves that their machine can know of."""
     for task_id, run in evidence.machines.runs.items():
         row = evidence.tasks[task_id]
-        yield from _ends_lost(evidence, run, row)
-        yield from _not_stopped(evidence, run, row)
-        yield from _transcript_torn(evidence, run, row)
-    yield from _comments_doubled(evidence)
-    yield from _successes_invented(evidence)
-    yield from _bills_wrong(evidence)
+        was_cancelled = row["status"] == "cancelled" and row["cancel_requested_by"] is not None
+        if run.has_finished and not run.is_forgotten and not was_cancelled:
+            yield run, row
 
 
-def _bills_wrong(evidence: Evidence) -> Iterator[str]:
-    """R6.7: what agents have spent is billed, once; of a machine that lost its memory, no more."""
-    for task_id, row in evidence.tasks.items():
-        billed, run = evidence.usage.get(task_id, 0), evidence.machines.runs.get(task_id)
-        spent = run.tokens if run is not None else 0
-        if billed > spent or (billed != spent and row["status"] == "completed"):
-            yield f"{task_id} is billed {billed} tokens of {spent}"
-
-
-def _two_at_once(evidence: Evidence) -> Iterator[str]:
-    """R2.3, R4.11: one agent works on one issue once at any instant."""
-    places = defaultdict[tuple[UUID | None, UUID], list[Run]](list)
-    for run in evidence.machines.runs.values():
-        places[run.task.issue_id, run.task.agent_id].append(run)
-    for runs in places.values():
-        for one, other in combinations(runs, 2):
-            if any(
-                max(a, c) < min(b, d) - CLOSE_S for a, b in one.minded() for c, d in other.minded()
-            ):
-                yield (
-                    f"{one.task.id} on {one.machine} {one.spans} and"
-                    f" {other.task.id} on {other.machine} {other.spans} at the same time"
-                )
-
-
-def _ends_lost(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
-    """R2.4, R6.4 to R6.6: what an agent has done is known, and its row says so."""
-    name, status = row["id"], row["status"]
-    if run.ended_at == float("inf"):
-        yield f"{name} is at work on {run.machine} to this day"
-    if not run.has_finished or run.is_forgotten:
-        return
-    if status == "cancelled" and row["cancel_requested_by"] is not None:
-        return
-    if not run.is_acknowledged:
-        yield f"{name} was brought to its end by {run.machine}; its report was never taken"
-    if run.reason is not None or status == "cancelled":
-        if status != "failed":
-            yield f"{name} ended {run.reason or 'well'} and is {status}"
-        return
-    said = _said(row)
-    if said != run.output:
-        yield f"{name} said {run.output!r}, the row ({status}, {row['failure_reason']}) {said!r}"
-    began = [each for each in evidence.heirs(name) if each["id"] in evidence.machines.runs]
-    if status == "failed" and not any(each["started_at"] for each in evidence.heirs(name)):
-        yield f"{name} has succeeded, is failed, and nobody took its place"
-    if status == "completed" and began:
-        yield f"{name} is completed, and {began[0]['id']} was begun in its place"
-
-
-def _said(row: Record) -> str | None:
+def said(row: Row) -> str | None:
     result: dict[str, Any] = row["result"] or {}
     return result.get("output")
 
 
-def _not_stopped(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
-    """R7.1: cancelled means that the process is gone, or the row says that nobody knows."""
-    if row["status"] != "cancelled" or run.ended_at <= (at := evidence.ended_at(row)) + CLOSE_S:
-        return
-    if row["error"] is None:
-        yield f"{row['id']} is cancelled, and {run.machine} still works on it"
-        return
-    asked_at = seconds(row["cancel_requested_at"])
-    was_there = evidence.silence_s(run.machine, asked_at, at) < SILENCE_S
-    if was_there and at - asked_at < UNCONFIRMED_S:
-        yield f"{row['id']} is cancelled, unconfirmed: {run.machine} was there and had not said so"
-    elif was_there and run.loose_at == math.inf:
-        yield f"{row['id']} is cancelled, unconfirmed: {run.machine} was there and never told"
+@at_rest
+def reports_are_taken(evidence: Evidence) -> Iterator[str]:
+    """R6.3, R6.4: whatever an agent came to is reported until it is answered."""
+    for run, row in _ends(evidence):
+        if not run.is_acknowledged:
+            yield f"{row['id']} came to its end on {run.machine}; its report was never taken"
 
 
-def _transcript_torn(evidence: Evidence, run: Run, row: Record) -> Iterator[str]:
-    """R6.9"""
-    stored = evidence.messages.get(row["id"], [])
-    if stored != list(range(len(stored))) or len(stored) > run.messages:
-        yield f"{row['id']} has the messages {stored} of {run.messages}"
-    elif row["status"] == "completed" and len(stored) != run.messages:
-        yield f"{row['id']} has {len(stored)} messages of {run.messages}"
+@at_rest
+def results_are_kept(evidence: Evidence) -> Iterator[str]:
+    """R6.5, R6.6: what an agent said in the end stands in its row, word for word."""
+    for run, row in _ends(evidence):
+        if run.reason is None and row["status"] != "cancelled" and said(row) != run.output:
+            state = f"{row['status']}, {row['failure_reason']}"
+            yield f"{row['id']} said {run.output!r}, the row ({state}) {said(row)!r}"
 
 
-def _comments_doubled(evidence: Evidence) -> Iterator[str]:
-    """R10.3: each success says its text once; who did not succeed says nothing."""
-    comments = Counter(each["task_id"] for each in evidence.comments)
-    for task_id, row in evidence.tasks.items():
-        if comments[task_id] != (row["status"] == "completed"):
-            yield f"{task_id} is {row['status']} and commented {comments[task_id]} times"
-    for each in evidence.comments:
-        if each["task_id"] and each["body"] != _said(evidence.tasks[each["task_id"]]):
-            yield f"{each['task_id']} commented {each['body']!r}"
+@at_rest
+def successes_stay_successes(evidence: Evidence) -> Iterator[str]:
+    """R6.3, R6.5: a success counts, unless another attempt had taken its place."""
+    for run, row in _ends(evidence):
+        has_heir = any(each["started_at"] for each in evidence.heirs(row["id"]))
+        if run.reason is None and row["status"] != "completed" and not has_heir:
+            yield f"{row['id']} has succeeded, is {row['status']}, and nobody took its place"
 
 
-def _successes_invented(evidence: Evidence) -> Iterator[str]:
+@at_rest
+def failures_stay_failures(evidence: Evidence) -> Iterator[str]:
+    """R5.11: who failed is failed, for the reason that it gave, unless it was given up before."""
+    for run, row in _ends(evidence):
+        if run.reason is None:
+            continue
+        by_itself = row["status"] == "failed" and row["move"] == "fail"
+        if row["status"] != "failed" or (by_itself and row["failure_reason"] != run.reason):
+            state = f"{row['status']}, {row['failure_reason']}"
+            yield f"{row['id']} ended with {run.reason}, its row says {state}"
+
+
+@at_rest
+def successes_are_not_invented(evidence: Evidence) -> Iterator[str]:
+    """R5.11: what is completed was brought to a good end by an agent."""
     for task_id, row in evidence.tasks.items():
         run = evidence.machines.runs.get(task_id)
         if row["status"] == "completed" and (run is None or not run.has_finished or run.reason):
             yield f"{task_id} is completed, and nobody has brought it to a good end"
+
+
+@at_rest
+def nothing_is_done_twice(evidence: Evidence) -> Iterator[str]:
+    """R6.5: once one attempt is completed, no later one was begun in its place."""
+    for task_id, row in evidence.tasks.items():
+        for heir in evidence.heirs(task_id):
+            if row["status"] == "completed" and heir["id"] in evidence.machines.runs:
+                yield f"{task_id} is completed, and {heir['id']} was begun in its place"
+
+
+@at_rest
+def no_agent_works_to_this_day(evidence: Evidence) -> Iterator[str]:
+    """R7.2: each agent's process has ended."""
+    for task_id, newest in evidence.machines.runs.items():
+        for run in newest.line():
+            if run.ended_at == math.inf:
+                yield f"{task_id} is at work on {run.machine} to this day"
+
+
+@always
+def agents_begin_what_has_started(evidence: Evidence) -> Iterator[str]:
+    """R2.6, R3.5: no agent begins before its task has started on that machine."""
+    told = stories(evidence)
+    for task_id, newest in evidence.machines.runs.items():
+        for run in newest.line():
+            if not any(_starts(evidence, each, run) for each in told[task_id]):
+                yield f"{task_id} was begun by {run.machine} at {run.began_at:.3f}, unasked"
+
+
+def _starts(evidence: Evidence, event: Happened, run: Run) -> bool:
+    if event.kind != "task:running" or event.at > run.began_at + CLOSE_S:
+        return False
+    return evidence.place(event) == run.machine
+
+
+@always
+def cancelled_means_gone(evidence: Evidence) -> Iterator[str]:
+    """R7.1: when a task is cancelled its process is gone, or its row says that nobody knows."""
+    for run, row in _outlived(evidence):
+        if row["error"] is None:
+            yield f"{row['id']} is cancelled, and {run.machine} still works on it"
+
+
+@always
+def unconfirmed_means_unheard(evidence: Evidence) -> Iterator[str]:
+    """R7.1: who was there all the time has 300 s to confirm that its process is gone."""
+    for run, row in _outlived(evidence):
+        if row["error"] is None or row["cancel_requested_at"] is None:
+            continue
+        at, asked_at = evidence.ended_at(row), seconds(row["cancel_requested_at"])
+        was_there = evidence.silence_s(run.machine, asked_at, at) < SILENCE_S
+        if was_there and at - asked_at < UNCONFIRMED_S:
+            yield f"{row['id']} is cancelled, unconfirmed, and {run.machine} was there"
+
+
+def _outlived(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
+    """Cancelled tasks with an agent that was still at work."""
+    for task_id, run in evidence.machines.runs.items():
+        row = evidence.tasks[task_id]
+        if row["status"] == "cancelled" and run.ended_at > evidence.ended_at(row) + CLOSE_S:
+            yield run, row
+
+
+@always
+def transcripts_have_no_gap(evidence: Evidence) -> Iterator[str]:
+    """R6.9: messages are numbered without a gap, and no more than the agent has said."""
+    for task_id, stored in evidence.messages.items():
+        run = evidence.machines.runs.get(task_id)
+        spoken = sum(each.messages for each in run.line()) if run else 0
+        if stored != list(range(len(stored))) or len(stored) > spoken:
+            yield f"{task_id} has the messages {stored} of {spoken}"
+
+
+@at_rest
+def transcripts_are_whole(evidence: Evidence) -> Iterator[str]:
+    """R6.9: of a completed run all that its agent said is stored."""
+    for task_id, run in evidence.machines.runs.items():
+        stored, spoken = len(evidence.messages.get(task_id, [])), sum(_spoken(run))
+        if evidence.tasks[task_id]["status"] == "completed" and stored != spoken:
+            yield f"{task_id} has {stored} messages of {spoken}"
+
+
+def _spoken(run: Run) -> Iterator[int]:
+    return (each.messages for each in run.line())
+
+
+@at_rest
+def bills_add_up(evidence: Evidence) -> Iterator[str]:
+    """R6.7: what an agent has spent is billed once; for a completed run all of it, ever no more."""
+    for task_id, row in evidence.tasks.items():
+        billed, run = evidence.usage.get(task_id, 0), evidence.machines.runs.get(task_id)
+        spent = sum(each.tokens for each in run.line()) if run is not None else 0
+        if billed > spent or (billed != spent and row["status"] == "completed"):
+            yield f"{task_id} is billed {billed} tokens of {spent}"
+
+
+@always
+def nothing_undelivered_is_dropped(evidence: Evidence) -> Iterator[str]:
+    """R6.4, R8.6: no machine drops a run from its disk while the server counts on it."""
+    told = stories(evidence)
+    for (machine, task_id), at in evidence.machines.let_go.items():
+        before = [each for each in told.get(task_id, []) if each.at <= at + CLOSE_S]
+        if not before or STATUS[before[-1].kind] in {*TERMINAL, "queued"}:
+            continue
+        if evidence.place(before[-1]) == machine:
+            yield f"{task_id} is {before[-1].body['status']}, and {machine} drops it at {at:.3f}"

@@ -39,6 +39,8 @@ class People:
     auditor: Auditor
     issues: list[str] = field(default_factory=list)
     """Keys."""
+    asked_at: float = 0.0
+    """When the newest question was sent for the last time."""
 
     async def live(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -83,6 +85,7 @@ class People:
         """At least once; None for what was refused."""
         while True:
             client = self._pick("node", self.clients)
+            self.asked_at = trio.current_time()
             try:
                 with trio.fail_after(PATIENCE_S):
                     answer = await client.request(method, path, json=body)
@@ -107,7 +110,9 @@ class People:
         body = f"{self._pick('poison', POISON)}comment {number}"
         for _ in range(self._pick("mentions", (0, 1, 1, 2))):
             body += f" @{self._agent().name}."
-        await self._insist("post", f"/api/issues/{key}/comments", {"body": body})
+        done = await self._insist("post", f"/api/issues/{key}/comments", {"body": body})
+        if done is not None:
+            self.auditor.machines.posted.append(done["id"])
 
     async def _rerun(self, key: str, _: int) -> None:
         wanted = {
@@ -135,8 +140,7 @@ class People:
         """R1.5: whatever has not ended is explained, at any moment."""
         if task := await self._active(key):
             said = await self._insist("get", f"/api/tasks/{task['id']}/why")
-            if said is None or not said["sentence"]:
-                self.auditor.violated(f"{task['id']} is not explained: {said}")
+            self.auditor.explained(task["id"], self.asked_at, said)
 
     async def _active(self, key: str) -> Any:  # noqa: ANN401  # JSON.
         shown = await self._insist("get", f"/api/issues/{key}")

@@ -143,4 +143,5 @@ class Keepers:
         task = order.task
         script = self.fate(task, spec, self._begun[task.id])
         self._begun[task.id] += 1
-        return Run(task, self.machine, "", brief=task.trigger_comment_content or ""), script
+        brief, is_afresh = task.trigger_comment_content or "", run_dir.name == AFRESH
+        return Run(task, self.machine, "", brief=brief, is_afresh=is_afresh), script

@@ -5,8 +5,11 @@ Only for the auditor: nothing here changes what happens.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +21,25 @@ import trio
 from understudy.daemon import main, outbox, run, trust
 from understudy.daemon.machine import here
 from understudy.http.calls import Desk
+from understudy.store.errors import DatabaseUnavailable
 from understudy.testing.auditor import Auditor
 from understudy.testing.disk import replaced
+from understudy.testing.evidence import Registering
+from understudy.testing.faults import InjectedCrash
 from understudy.testing.simulated_machine import SimulatedMachine
-from understudy.wire.daemon import Heartbeats, Register, Registered
+from understudy.testing.virtual_process import current_process
+from understudy.wire.daemon import (
+    Heartbeats,
+    HeartbeatsHeard,
+    Inventory,
+    Register,
+    Registered,
+)
 
 Hook = Callable[..., Any]
-SIGNS_OF_LIFE: Final = {"register", "heartbeats"}
+SENTENCE_MAX: Final = 300
+FORESEEN: Final = (InjectedCrash, DatabaseUnavailable, OSError, sqlite3.OperationalError)
+"""What this world does to its inhabitants, and they may crash of."""
 
 
 @contextmanager
@@ -32,9 +47,12 @@ def tapped(auditor: Auditor) -> Iterator[None]:
     taps: tuple[tuple[object, str, Callable[[Auditor, Hook], Hook]], ...] = (
         (Desk, "answer", _heard),
         (trust.Trust, "promise", _promised),
+        (main, "_workshop", _furnished),
         (main.Daemon, "take", _taken),
         (run, "remove_run", _removed),
+        (outbox.Outbox, "put", _put),
         (outbox.Outbox, "acknowledge", _acknowledged),
+        (logging.Logger, "error", _logged),
     )
     with ExitStack() as stack:
         for place, name, tap in taps:
@@ -51,20 +69,33 @@ def _heard(auditor: Auditor, real: Hook) -> Hook:
         desk: Desk, machine: object, call: str, subject: UUID | None, raw: bytes
     ) -> object:
         came_at = trio.current_time()
-        done = await real(desk, machine, call, subject, raw)
-        if call == "register":
-            asked = msgspec.json.decode(raw, type=Register)
-            assert isinstance(done, Registered)
-            names.update((each.id, asked.daemon_id) for each in done.runtimes)
-            auditor.heard(asked.daemon_id, came_at)
-            auditor.registers(asked.daemon_id, came_at)
-        elif call == "heartbeats":
+        with _registering(auditor, raw) if call == "register" else nullcontext():
+            done = await real(desk, machine, call, subject, raw)
+        if isinstance(done, Registered):
+            daemon_id = msgspec.json.decode(raw, type=Register).daemon_id
+            names.update((each.id, daemon_id) for each in done.runtimes)
+            auditor.heard(daemon_id, came_at)
+        elif isinstance(done, HeartbeatsHeard):
             for runtime_id in msgspec.json.decode(raw, type=Heartbeats).runtime_ids:
-                if runtime_id in names:
+                if runtime_id in names and runtime_id not in done.gone:
                     auditor.heard(names[runtime_id], came_at)
         return done
 
     return answer
+
+
+@contextmanager
+def _registering(auditor: Auditor, raw: bytes) -> Iterator[None]:
+    """Recovery is part of it; a node that is killed meanwhile never tells when it is over."""
+    asked = msgspec.json.decode(raw, type=Register)
+    held = asked.inventory or Inventory()
+    named = frozenset((each.task_id, each.claim_token) for each in (*held.running, *held.finished))
+    registering = Registering(trio.current_time(), named)
+    auditor.machines.registering.setdefault(asked.daemon_id, []).append(registering)
+    try:
+        yield
+    finally:
+        registering.ended_at = trio.current_time()
 
 
 def _promised(auditor: Auditor, real: Hook) -> Hook:
@@ -76,6 +107,18 @@ def _promised(auditor: Auditor, real: Hook) -> Hook:
         real(told, asked_at, trust_s)
 
     return promise
+
+
+def _furnished(auditor: Auditor, real: Hook) -> Hook:
+    @wraps(real)
+    def workshop(*arguments: object) -> object:
+        shop, name, process = real(*arguments), _here(), current_process()
+        assert process is not None
+        auditor.shops[name] = shop
+        process.at_death.append(lambda: auditor.shops.pop(name, None))
+        return shop
+
+    return workshop
 
 
 def _taken(auditor: Auditor, real: Hook) -> Hook:
@@ -97,6 +140,16 @@ def _removed(auditor: Auditor, real: Hook) -> Hook:
     return remove_run
 
 
+def _put(auditor: Auditor, real: Hook) -> Hook:
+    @wraps(real)
+    def put(box: outbox.Outbox, report: outbox.Report) -> bool:
+        is_new: bool = real(box, report)
+        auditor.reported(UUID(report.task_id))
+        return is_new
+
+    return put
+
+
 def _acknowledged(auditor: Auditor, real: Hook) -> Hook:
     @wraps(real)
     def acknowledge(box: outbox.Outbox, task_id: str, claim_token: str) -> None:
@@ -104,6 +157,31 @@ def _acknowledged(auditor: Auditor, real: Hook) -> Hook:
         auditor.acknowledged(UUID(task_id))
 
     return acknowledge
+
+
+def _logged(auditor: Auditor, real: Hook) -> Hook:
+    """All that production code calls an error; with the logs off it goes no further than here."""
+
+    @wraps(real)
+    def error(logger: logging.Logger, message: str, *arguments: object, **more: Any) -> None:
+        told = more.get("exc_info")
+        cause = told if isinstance(told, BaseException) else sys.exc_info()[1] if told else None
+        if cause is not None and not any(map(_is_foreseen, _causes(cause))):
+            auditor.surprised(logger.name, f"{message % arguments}: {cause!r}"[:SENTENCE_MAX])
+        real(logger, message, *arguments, **more)
+
+    return error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    for further in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        if further is not None:
+            yield from _causes(further)
+
+
+def _is_foreseen(error: BaseException) -> bool:
+    return isinstance(error, FORESEEN)
 
 
 def _here() -> str:
