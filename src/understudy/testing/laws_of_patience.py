@@ -1,0 +1,174 @@
+"""Who may be judged when, and how soon: from what nodes heard of machines (R4), and were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+from uuid import UUID
+
+from understudy.testing.evidence import CLOSE_S, Evidence, Happened, Registering, Row, seconds
+from understudy.testing.laws import always, at_rest
+from understudy.testing.replay import Board, Standing, commits
+
+SILENCE_S: Final = 45.0
+TAKEOVER_S: Final = 45.0
+DISPATCHED_S: Final = 300.0
+INSTANT_S: Final = 0.5
+"""Who is heard while he is judged comes too late."""
+JUDGED: Final = {"lose", "time_out"}
+REGISTERS_S: Final = 200.0
+"""A registration takes no longer, but where its node was killed, and nobody can say."""
+LATE_S: Final = 300.0
+"""A sweep, and what keeps nodes from it: absence, no database, their own 45 s (R4.4)."""
+IDLE_S: Final = 90.0
+"""A poll of the runtime's actor, and what a machine takes to say that a slot is free."""
+
+
+def _failures(evidence: Evidence, *moves: str) -> Iterator[tuple[Row, Happened]]:
+    for event in evidence.events:
+        if event.kind == "task:failed" and event.body["move"] in moves:
+            yield evidence.tasks[UUID(event.body["task_id"])], event
+
+
+def _silent_s(evidence: Evidence, machine: str, at: float) -> float:
+    return evidence.silent_s(machine, at - INSTANT_S) + INSTANT_S
+
+
+@always
+def only_the_silent_are_offline(evidence: Evidence) -> Iterator[str]:
+    """R4.1, R4.4: no machine is taken for offline within 45 s of a sign of life."""
+    for event in evidence.events:
+        if event.kind == "daemon:register" and event.body["action"] == "stale_sweep":
+            for runtime_id in event.body["runtime_ids"]:
+                machine = evidence.machine_of[UUID(runtime_id)]
+                silent_s = _silent_s(evidence, machine, event.at)
+                if silent_s < SILENCE_S - CLOSE_S:
+                    yield f"{machine} is offline after {silent_s:.1f} s of silence"
+
+
+@always
+def the_lost_were_silent(evidence: Evidence) -> Iterator[str]:
+    """R4.2: no run is lost before its machine was silent for 45 s and its grace."""
+    for row, event in _failures(evidence, "lose"):
+        is_bound = evidence.agents[row["agent_id"]]["runtime_id"] is not None
+        grace_s = evidence.leases.alone_grace_s if is_bound else TAKEOVER_S
+        silent_s = _silent_s(evidence, machine := evidence.place(event), event.at)
+        if silent_s < SILENCE_S + grace_s - CLOSE_S:
+            yield f"{row['id']} is lost after {silent_s:.1f} s of silence of {machine}"
+
+
+@always
+def clocks_judge_only_the_silent(evidence: Evidence) -> Iterator[str]:
+    """R4.10: no run times out early, nor while its machine is heard."""
+    for row, event in _failures(evidence, "time_out"):
+        silent_s = _silent_s(evidence, evidence.place(event), event.at)
+        since_s = event.at - seconds(row["started_at"] or row["dispatched_at"])
+        least_s = evidence.leases.running_max_s if row["started_at"] else DISPATCHED_S
+        if since_s < least_s - CLOSE_S or (row["started_at"] and silent_s < SILENCE_S):
+            yield f"{row['id']} times out after {since_s:.1f} s, heard {silent_s:.1f} s ago"
+
+
+@always
+def queues_are_patient(evidence: Evidence) -> Iterator[str]:
+    """Section 2: no task expires that was queued for less than it may be."""
+    since: dict[UUID | None, float] = {}
+    for event in evidence.moves():
+        if event.body["move"] == "expire":
+            waited_s = event.at - since[event.task_id]
+            if waited_s < evidence.leases.queued_max_s - CLOSE_S:
+                yield f"{event.task_id} expires after {waited_s:.1f} s"
+        since[event.task_id] = event.at
+
+
+@always
+def what_a_machine_names_is_not_orphaned(evidence: Evidence) -> Iterator[str]:
+    """R6.2: recovery gives up what the registration that it serves did not name, nothing else."""
+    for row, event in _failures(evidence, "orphan"):
+        machine = evidence.place(event)
+        if all(_has_named(each, row) for each in _in_progress(evidence, machine, event.at)):
+            yield f"{row['id']} is orphaned, and {machine} had named it"
+
+
+def _in_progress(evidence: Evidence, machine: str, at: float) -> Iterator[Registering]:
+    for each in evidence.machines.registering.get(machine, []):
+        until = min(each.ended_at, each.came_at + REGISTERS_S)
+        if each.came_at - CLOSE_S <= at <= until + CLOSE_S:
+            yield each
+
+
+def _has_named(registering: Registering, row: Row) -> bool:
+    return (row["id"], row["claim_token"]) in registering.named
+
+
+@always
+def promises_are_kept(evidence: Evidence) -> Iterator[str]:
+    """R4.11: no run is given up while its machine may trust that it is not."""
+    for row, event in _failures(evidence, *JUDGED):
+        machine = evidence.place(event)
+        promises = [p for p in evidence.machines.promises.get(machine, []) if p[0] <= event.at]
+        if row["started_at"] and promises and event.at < (until := max(promises)[1]) - CLOSE_S:
+            yield f"{row['id']} is given up; {machine} was promised it until {until:.1f}"
+
+
+@always
+def no_claim_outlives_its_time(evidence: Evidence) -> Iterator[str]:
+    """R3.8, R4.10: what is claimed starts, is given back or fails within 300 s and a sweep."""
+    since: dict[UUID | None, float] = {}
+    for event in evidence.moves():
+        begun = since.pop(event.task_id, event.at)
+        if event.at - begun > DISPATCHED_S + LATE_S:
+            yield f"{event.task_id} was dispatched for {event.at - begun:.0f} s"
+        if event.kind == "task:dispatch":
+            since[event.task_id] = event.at
+
+
+@always
+def no_queue_outlives_its_time(evidence: Evidence) -> Iterator[str]:
+    """Section 2: what is queued is claimed, called off or expired in time."""
+    since: dict[UUID | None, float] = {}
+    for event in evidence.moves():
+        begun = since.pop(event.task_id, event.at)
+        if event.at - begun > evidence.leases.queued_max_s + LATE_S:
+            yield f"{event.task_id} was queued for {event.at - begun:.0f} s"
+        if event.kind == "task:queued":
+            since[event.task_id] = event.at
+
+
+@at_rest
+def no_machine_idles_while_work_waits(evidence: Evidence) -> Iterator[str]:
+    """R3.9, R3.10: once all is calm, what can be claimed is claimed within a poll."""
+    waits_since: dict[UUID, float] = {}
+    for events, board in commits(evidence.events):
+        now = events[0].at
+        for task_id, since in waits_since.items():
+            if (waited_s := now - since) > IDLE_S:
+                yield f"{task_id} could be claimed for {waited_s:.0f} s, and was not"
+        if now >= evidence.machines.calm_at:
+            free = _free(evidence, board, now)
+            waits_since = {
+                task_id: waits_since.get(task_id, now)
+                for task_id, it in board.tasks.items()
+                if it.status == "queued" and _is_claimable(evidence, board, it, free)
+            }
+
+
+def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
+    """The machines that are there, with room, and quota to spend."""
+    return {
+        runtime
+        for runtime, is_online in board.online.items()
+        if is_online
+        and board.at_work_on(runtime) < evidence.machines.slots.get(_name(evidence, runtime), 0)
+        and board.quota_until.get(runtime, now) <= now
+        and evidence.silent_s(_name(evidence, runtime), now) < SILENCE_S
+    }
+
+
+def _name(evidence: Evidence, runtime: str) -> str:
+    return evidence.machine_of[UUID(runtime)]
+
+
+def _is_claimable(evidence: Evidence, board: Board, it: Standing, free: set[str]) -> bool:
+    has_room = board.runs_of(it.agent) < evidence.limits[UUID(it.agent)]
+    is_first = not board.on(it.issue, it.agent)
+    return has_room and is_first and (it.runtime in free if it.runtime else bool(free))
