@@ -28,13 +28,7 @@ from understudy.testing.evidence import Registering
 from understudy.testing.faults import InjectedCrash
 from understudy.testing.simulated_machine import SimulatedMachine
 from understudy.testing.virtual_process import current_process
-from understudy.wire.daemon import (
-    Heartbeats,
-    HeartbeatsHeard,
-    Inventory,
-    Register,
-    Registered,
-)
+from understudy.wire.daemon import HeartbeatsHeard, Inventory, Register, Registered
 
 Hook = Callable[..., Any]
 SENTENCE_MAX: Final = 300
@@ -76,8 +70,9 @@ def _heard(auditor: Auditor, real: Hook) -> Hook:
             names.update((each.id, daemon_id) for each in done.runtimes)
             auditor.heard(daemon_id, came_at)
         elif isinstance(done, HeartbeatsHeard):
-            for runtime_id in msgspec.json.decode(raw, type=Heartbeats).runtime_ids:
-                if runtime_id in names and runtime_id not in done.gone:
+            # A node that cannot promise anything, for want of the database, is no judge of it.
+            for runtime_id in done.trust_s:
+                if runtime_id in names:
                     auditor.heard(names[runtime_id], came_at)
         return done
 
@@ -163,12 +158,17 @@ def _logged(auditor: Auditor, real: Hook) -> Hook:
     """All that production code calls an error; with the logs off it goes no further than here."""
 
     @wraps(real)
-    def error(logger: logging.Logger, message: str, *arguments: object, **more: Any) -> None:
-        told = more.get("exc_info")
-        cause = told if isinstance(told, BaseException) else sys.exc_info()[1] if told else None
-        if cause is not None and not any(map(_is_foreseen, _causes(cause))):
+    def error(
+        logger: logging.Logger,
+        message: str,
+        *arguments: object,
+        exc_info: object = None,
+        stacklevel: int = 1,
+    ) -> None:
+        cause = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
+        if cause is not None and exc_info and not any(map(_is_foreseen, _causes(cause))):
             auditor.surprised(logger.name, f"{message % arguments}: {cause!r}"[:SENTENCE_MAX])
-        real(logger, message, *arguments, **more)
+        real(logger, message, *arguments, exc_info=exc_info, stacklevel=stacklevel)
 
     return error
 
