@@ -37,6 +37,7 @@ from understudy.actors import broadcast
 from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
+from understudy.daemon.probe import Found
 from understudy.daemon.rundir import Spec
 from understudy.store import people, tokens
 from understudy.store.connection import Record
@@ -48,6 +49,7 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
 from understudy.testing.network import (
     Attempt,
@@ -68,6 +70,7 @@ from understudy.testing.taps import tapped
 from understudy.testing.virtual import VirtualPostgres, no_faults
 from understudy.testing.virtual_process import (
     VirtualProcess,
+    bury,
     current_process,
     suspendable,
     unwind_all,
@@ -246,13 +249,14 @@ class Laptop:
         """As SIGKILL does; its keepers and agents live on."""
         assert self._process is not None
         self._process.kill()
+        bury()
 
     async def stop_daemon(self) -> None:
         """As SIGTERM does."""
         assert self._process is not None
         self._stop.cancel()
         await self._ended.wait()
-        self._process.kill()
+        self.kill_daemon()
 
     def lose_power(self) -> None:
         """What was not synced is not lost: that is for `disk.py`'s tests."""
@@ -399,9 +403,13 @@ class Scenario:
             await self._rest()
 
     async def _rest(self) -> None:
+        self.auditor.disturbed()
         with trio.fail_after(PATIENCE_S):
             while await self._is_active():  # noqa: ASYNC110
                 await trio.sleep(AGAIN_S)
+        there = [each.machine for each in self.machines if each.is_on]
+        self.auditor.machines.left_over = await wait_nothing_left(there, self.auditor.shops)
+        self.auditor.is_over = True
 
     async def _is_active(self) -> bool:
         active: int = await self.database.pool.fetchval(
@@ -411,8 +419,8 @@ class Scenario:
 
     # Who is there
 
-    async def machine(self, name: str, *, slots: int = 6) -> Laptop:
-        """With a daemon that the server knows."""
+    async def machine(self, name: str, *, slots: int = 6, provider: str = "scripted") -> Laptop:
+        """With a daemon that the server knows, and one agent CLI."""
         root = self.home / name
         root.mkdir()
         (root / "daemon_id").write_text(name)
@@ -422,6 +430,7 @@ class Scenario:
             name, disk, [NODE], self.network, self.wires.weather, self.chance, self.auditor,
             self.database.dice,
         )  # fmt: skip
+        machine.clis = [Found(provider, f"/usr/bin/{provider}", "2.1.197")]
         machine.keepers = Keepers(
             name, self.nursery, self.auditor, self._fate, boot_s=machine.boot_s,
             epoch_s=machine.epoch_s,
@@ -438,6 +447,7 @@ class Scenario:
         )
         laptop = Laptop(self, machine, config)
         self.machines.append(laptop)
+        self.auditor.machines.slots[name] = slots
         laptop.start_daemon()
         with trio.fail_after(PATIENCE_S):
             while await self.standing(name) != "online":  # noqa: ASYNC110
