@@ -62,7 +62,7 @@ def _is_excuse(evidence: Evidence, row: Row, said_at: float) -> bool:
     if row["cancel_requested_at"] is not None:
         return seconds(row["cancel_requested_at"]) >= said_at
     is_off = row["cancel_requested_by"] is not None
-    has_failed = row["status"] == "failed" and row["started_at"] is None
+    has_failed = row["status"] == "failed" and row["id"] not in evidence.machines.runs
     return (is_off or has_failed) and evidence.ended_at(row) >= said_at
 
 

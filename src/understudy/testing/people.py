@@ -6,6 +6,7 @@ They speak HTTP, and insist: what was not answered is asked again, whether it wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, final
 
@@ -19,10 +20,12 @@ from understudy.testing.chance import Chance
 
 T = TypeVar("T")
 
-ISSUES: Final = 9
-DEEDS: Final = 26
+ISSUES: Final = 5
+DEEDS: Final = 14
 PAUSE_S: Final = (0.0, 0.0, 1.0, 10.0, 30.0)
 DEED_S: Final = (0.0, 1.0, 5.0, 15.0, 30.0)
+WONDERS: Final = 30
+WONDER_S: Final = (0.0, 1.0, 10.0, 20.0)
 AGAIN_S: Final = 2.0
 PATIENCE_S: Final = 20.0
 PASSING: Final = 500
@@ -39,13 +42,12 @@ class People:
     auditor: Auditor
     issues: list[str] = field(default_factory=list)
     """Keys."""
-    asked_at: float = 0.0
-    """When the newest question was sent for the last time."""
 
     async def live(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._make_issues)
             nursery.start_soon(self._meddle)
+            nursery.start_soon(self._wonder)
 
     async def _make_issues(self) -> None:
         for number in range(ISSUES):
@@ -68,12 +70,19 @@ class People:
     async def _meddle(self) -> None:
         deeds = (
             *[self._comment] * 4, self._assign, self._rerun, self._rerun, self._cancel,
-            self._cancel_issue, self._move, self._ask_why, self._ask_why,
+            self._cancel_issue, self._move,
         )  # fmt: skip
         for number in range(DEEDS):
             await trio.sleep(self._pick("deed_s", DEED_S))
             if self.issues:
                 await self._pick("deed", deeds)(self._pick("issue", self.issues), number)
+
+    async def _wonder(self) -> None:
+        """R10.4: whatever has not ended is explained, at any moment."""
+        for number in range(WONDERS):
+            await trio.sleep(self._pick("wonder", WONDER_S))
+            if self.issues:
+                await self._ask_why(self._pick("strange", self.issues), number)
 
     def _pick(self, site: str, options: Sequence[T]) -> T:
         return self.chance.pick(f"people/{site}", options)
@@ -85,7 +94,6 @@ class People:
         """At least once; None for what was refused."""
         while True:
             client = self._pick("node", self.clients)
-            self.asked_at = trio.current_time()
             try:
                 with trio.fail_after(PATIENCE_S):
                     answer = await client.request(method, path, json=body)
@@ -137,10 +145,13 @@ class People:
         await self._insist("patch", f"/api/issues/{key}", {"status": status})
 
     async def _ask_why(self, key: str, _: int) -> None:
-        """R1.5: whatever has not ended is explained, at any moment."""
         if task := await self._active(key):
-            said = await self._insist("get", f"/api/tasks/{task['id']}/why")
-            self.auditor.explained(task["id"], self.asked_at, said)
+            client, asked_at = self._pick("strange node", self.clients), trio.current_time()
+            with suppress(httpx2.HTTPError), trio.move_on_after(PATIENCE_S):
+                answer = await client.get(f"/api/tasks/{task['id']}/why")
+                if answer.status_code < PASSING and answer.status_code != 429:  # noqa: PLR2004
+                    said = answer.json() if answer.is_success else None
+                    self.auditor.explained(task["id"], asked_at, said)
 
     async def _active(self, key: str) -> Any:  # noqa: ANN401  # JSON.
         shown = await self._insist("get", f"/api/issues/{key}")

@@ -68,15 +68,19 @@ def _heard(auditor: Auditor, real: Hook) -> Hook:
         if isinstance(done, Registered):
             daemon_id = msgspec.json.decode(raw, type=Register).daemon_id
             names.update((each.id, daemon_id) for each in done.runtimes)
-            auditor.heard(daemon_id, came_at)
+            auditor.heard(daemon_id, min(came_at, _leased_until(desk)))
         elif isinstance(done, HeartbeatsHeard):
-            # A node that cannot promise anything, for want of the database, is no judge of it.
             for runtime_id in done.trust_s:
                 if runtime_id in names:
-                    auditor.heard(names[runtime_id], came_at)
+                    auditor.heard(names[runtime_id], min(came_at, _leased_until(desk)))
         return done
 
     return answer
+
+
+def _leased_until(desk: Desk) -> float:
+    """A node that has lost the database hears in vain: the others count from its lease's end."""
+    return desk._cast.leased_until()  # noqa: SLF001
 
 
 @contextmanager
