@@ -7,7 +7,7 @@ others where they are, and a failing seed can be cut down to the few that matter
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TypeVar, final
 
@@ -18,14 +18,17 @@ T = TypeVar("T")
 
 @final
 class Chance:
-    """`muted` are faults by name, `kinds` the only kinds that strike; None: all."""
+    """`muted` are faults by name, `kinds` the only kinds that strike; None: all. `note` hears each
+    of those that do."""
 
     def __init__(
         self,
         seed: int,
         muted: frozenset[str] = frozenset(),
         kinds: frozenset[str] | None = None,
+        note: Callable[[str], object] = lambda _: None,
     ) -> None:
+        self._note = note
         self._seed = seed
         self._muted = muted
         self._kinds = kinds
@@ -42,6 +45,7 @@ class Chance:
         if self.is_over or drawn >= probability or not self._may(site, name):
             return False
         self.struck.append(name)
+        self._note(name)
         return True
 
     def _may(self, site: str, name: str) -> bool:

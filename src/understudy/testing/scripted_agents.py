@@ -21,7 +21,7 @@ from understudy.wire.daemon import ClaimedTask
 
 T = TypeVar("T")
 
-PAUSES_S: Final = (0.0, 1.0, 15.0, 60.0, 120.0, 240.0)
+PAUSES_S: Final = (0.0, 1.0, 5.0, 15.0, 60.0, 120.0)
 TOOL_S: Final = (0.0, 0.0, 1.0, 15.0)
 STEPS: Final = (1, 1, 2, 3)
 AGENTS: Final = ("Agent 0", "Agent 1", "Agent 2", "Agent 3")
@@ -29,9 +29,9 @@ REASONS: Final = (
     "agent_error", "provider_network", "provider_network", "provider_overloaded", "agent_stalled",
     "runtime_shutdown", "auth", "quota_exhausted", "a reason of its own",
 )  # fmt: skip
-ASKED_S: Final = (None, 10, 100)
+ASKED_S: Final = (None, 10, 40)
 """What an overloaded provider asks for."""
-QUOTA_S: Final = (30, 150)
+QUOTA_S: Final = (20, 70)
 NOISE_S: Final = 20.0
 FLOOD_MAX: Final = 4 << 20
 LONG_LINE: Final = 2 << 20
