@@ -42,6 +42,7 @@ def test_uuid_prefix(enact: Callable[..., None]) -> None:
         issues = [await world.assign(f"Issue {n}", leaves_a_file) for n in range(4)]
         for issue in issues:
             task = await issue.until("completed")
+            assert await issue.outcome() == ["completed"]
             assert task["id"].hex.startswith("0192f0c1")
             assert await issue.comments() == [f"of-{task['id'].hex}"]
 
