@@ -1,0 +1,260 @@
+"""A whole fleet in virtual time: how long tasks wait, what the database bears, what faults cost.
+
+    answer = measure(dsn, Fleet(machines=100, days=1))
+
+The server is the real one: nodes with their actors, sweeps, leases, presence, and PostgreSQL. The
+machines are stand-ins that follow the daemon's protocol (`fleet_machine.py`), so that a thousand of
+them fit into a process. `COARSE` says what that leaves out. The same seed has the same history.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Any, Final, final
+
+import trio
+
+from understudy.actors.mailbox import ActorGone
+from understudy.actors.task import Cancel
+from understudy.core.records import Agent, Issue, Priority, Task
+from understudy.http.auth import Machine
+from understudy.http.site import Site
+from understudy.http.work import assigned
+from understudy.store import issues, people
+from understudy.store.database import Database
+from understudy.store.errors import DatabaseUnavailable
+from understudy.store.pool import Pool
+from understudy.testing import faults, fleet_fortune
+from understudy.testing.board import PROVIDER, Board
+from understudy.testing.clock import run_virtual
+from understudy.testing.fleet_answer import Answer, answer
+from understudy.testing.fleet_fortune import DAY_S, HOUR_S, next_arrival, next_blow
+from understudy.testing.fleet_ledger import Ledger
+from understudy.testing.fleet_machine import MESSAGES_S, FleetMachine
+from understudy.testing.fleet_node import FleetNode, Line
+from understudy.testing.network import MemoryNetwork
+from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.wire.board import CreateIssue
+
+TASKS_PER_MACHINE: Final = 10.0
+MACHINES_PER_AGENT: Final = 10
+AGENTS_LEAST: Final = 4
+LIMITS: Final = (6, 6, 6, 3, 10, 1)
+PINNED_EVERY: Final = 10
+"""Of so many agents one can work on one machine only."""
+AGAIN: Final = 0.2
+"""Of what people ask for: more work on an issue that there is."""
+CANCELLED: Final = 0.02
+KNOWN_MAX: Final = 200
+PERSON_RETRIES_S: Final = 5.0
+CRASHES: Final = (DatabaseUnavailable, ActorGone)
+
+COARSE: Final = (
+    "machines are stand-ins that follow the daemon's protocol; no HTTP, no websocket, no latency",
+    "signs of life are given to all machines of a node at once, every 15 s; only one that changes"
+    " something is a call",
+    f"a run sends its messages every {MESSAGES_S:.0f} s; a daemon sends them every 0.5 s in which"
+    " its agent says something, each batch 1 statement",
+    "a statement is one instant: statements neither wait for each other nor take virtual time",
+    "one workspace, one runtime on each machine; people's keys are not looked up, nobody reads"
+    " pages or streams",
+)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    machines: int
+    days: float = 1.0
+    tasks_per_day: float | None = None
+    """On a working day, of the whole fleet; None: so many for each machine."""
+    nodes: int = 2
+    slots: int = 3
+    seed: int = 1
+    begins_h: float = 0.0
+    """Hours after midnight, on a Thursday."""
+
+    @property
+    def arrivals_per_day(self) -> float:
+        return self.tasks_per_day or self.machines * TASKS_PER_MACHINE
+
+    @property
+    def begins_s(self) -> float:
+        return self.begins_h * HOUR_S
+
+    @property
+    def ends_s(self) -> float:
+        return self.begins_s + self.days * DAY_S
+
+
+Tell = Callable[[float, int], None]
+"""Hears now and then how much of the time is over (0 to 1), and of how many tasks."""
+
+
+def measure(dsn: str, fleet: Fleet, tell: Tell = lambda part, tasks: None) -> Answer:
+    began = time.monotonic()
+    was = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # What production code logs of faults is no news here.
+    try:
+        found = run_virtual(partial(_measure, dsn, fleet, tell), seed=fleet.seed)
+    finally:
+        logging.disable(was)
+    return found.in_seconds(time.monotonic() - began)
+
+
+async def _measure(dsn: str, fleet: Fleet, tell: Tell) -> Answer:
+    dice = Random(fleet.seed)  # noqa: S311  # It is to be repeated.
+    postgres = await VirtualPostgres.open(dsn)
+    try:
+        await postgres.empty()
+        pool = Pool(partial(postgres.connect, no_faults), size=4)
+        await trio.sleep_until(fleet.begins_s)
+        world = FleetWorld(fleet, Database(pool, dice), postgres, dice, tell)
+        await world.run()
+        found = await answer(fleet, world.ledger, world.database, world.agents, COARSE)
+        await pool.aclose()
+        return found
+    finally:
+        postgres.close()
+
+
+@final
+@dataclass
+class FleetWorld:
+    fleet: Fleet
+    database: Database
+    """Nobody's in the fleet: what it does is not counted."""
+    postgres: VirtualPostgres
+    dice: Random
+    tell: Tell
+    ledger: Ledger = field(init=False)
+    nodes: list[FleetNode] = field(default_factory=list)
+    agents: list[Agent] = field(default_factory=list)
+    known: deque[Issue] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(trio.current_time())
+
+    def dice_of(self, name: str) -> Random:
+        return Random(f"{self.fleet.seed}/{name}")  # noqa: S311  # As above.
+
+    async def run(self) -> None:
+        user, workspace = await people.first_user(
+            self.database, name="Ada", email="ada@example.org"
+        )
+        self.board = Board(self.database, user.id, workspace.id, user.id, None)  # type: ignore[arg-type]
+        network = MemoryNetwork()
+        for number in range(self.fleet.nodes):
+            name = f"node-{number}"
+            self.nodes.append(
+                FleetNode(
+                    name, self.postgres, self.ledger, self.dice, network, self.dice_of(name)
+                )
+            )
+        with trio.move_on_at(self.fleet.ends_s):
+            async with trio.open_nursery() as nursery:
+                for node in self.nodes:
+                    nursery.start_soon(node.live)
+                await self._add_agents()
+                self._add_machines(nursery)
+                nursery.start_soon(self._restart_database)
+                nursery.start_soon(self._work, nursery)
+                nursery.start_soon(self._tell)
+
+    def _connect(self, dice: Random, machine: Machine) -> Line:
+        return dice.choice(self.nodes).connect(machine)
+
+    def _add_machines(self, nursery: trio.Nursery) -> None:
+        for number in range(self.fleet.machines):
+            name = f"machine-{number}"
+            dice = self.dice_of(name)
+            me = Machine(self.board.workspace_id, fence="full")
+            machine = FleetMachine(
+                name=name,
+                slots=self.fleet.slots,
+                hours=fleet_fortune.hours(dice),
+                dice=dice,
+                me=me,
+                ledger=self.ledger,
+                connect=partial(self._connect, dice),
+                nursery=nursery,
+            )
+            nursery.start_soon(machine.live)
+
+    async def _add_agents(self) -> None:
+        for number in range(max(AGENTS_LEAST, self.fleet.machines // MACHINES_PER_AGENT)):
+            wanted: dict[str, Any] = {"max_concurrent_tasks": LIMITS[number % len(LIMITS)]}
+            if number % PINNED_EVERY == AGENTS_LEAST - 1:
+                home = await self.board.runtime(f"machine-{number % self.fleet.machines}")
+                wanted["runtime_id"] = home.id
+            self.agents.append(await self.board.agent(f"Agent {number}", **wanted))
+
+    async def _tell(self) -> None:
+        while True:
+            await trio.sleep(HOUR_S)
+            past_s = trio.current_time() - self.fleet.begins_s
+            self.tell(past_s / (self.fleet.days * DAY_S), self.asked)
+
+    async def _restart_database(self) -> None:
+        dice = self.dice_of("database")
+        while True:
+            blow = next_blow(trio.current_time(), [faults.DATABASE_RESTART], dice)
+            await trio.sleep_until(blow.at)
+            self.ledger.strike(blow.kind.name)
+            self.ledger.is_database_away = True
+            await trio.sleep(blow.lasts_s)
+            self.ledger.is_database_away = False
+
+    # What people do
+
+    async def _work(self, nursery: trio.Nursery) -> None:
+        dice = self.dice_of("people")
+        shares = [1 / (rank + 2) for rank in range(len(self.agents))]
+        while True:
+            now = trio.current_time()
+            await trio.sleep_until(next_arrival(now, self.fleet.arrivals_per_day, dice))
+            (agent,) = dice.choices(self.agents, shares)
+            is_new = not self.known or dice.random() >= AGAIN
+            issue = None if is_new else dice.choice(self.known)
+            nursery.start_soon(self._ask, agent, issue, Random(dice.random()))  # noqa: S311
+            self.asked += 1
+
+    async def _ask(self, agent: Agent, issue: Issue | None, dice: Random) -> None:
+        priority = dice.choice(list(Priority))
+        wanted = CreateIssue(title=f"{agent.name}, please", priority=priority)
+        while True:
+            site = await self._site(dice)
+            mine = site.database, self.board.workspace_id
+            try:
+                issue = issue or await issues.create(*mine, self.board.user_id, wanted)
+                self.known.append(issue)
+                done = await assigned(site, issue, await issues.assign(*mine, issue.id, agent.id))
+            except CRASHES:
+                await trio.sleep(PERSON_RETRIES_S)
+                continue
+            if done.task is not None and dice.random() < CANCELLED:
+                await self._cancel(done.task, dice)
+            return
+
+    async def _cancel(self, task: Task, dice: Random) -> None:
+        """Somebody has thought better of it, some time."""
+        await trio.sleep(dice.expovariate(1 / fleet_fortune.MEDIAN_S))
+        asked = partial(Cancel, task.workspace_id, task.id, self.board.user_id)
+        while True:
+            try:
+                await (await self._site(dice)).cast.report(task.id, asked)
+            except CRASHES:
+                await trio.sleep(PERSON_RETRIES_S)
+                continue
+            return
+
+    async def _site(self, dice: Random) -> Site:
+        while not (up := [node.site for node in self.nodes if node.site is not None]):
+            await trio.sleep(PERSON_RETRIES_S)
+        return dice.choice(up)
