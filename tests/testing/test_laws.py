@@ -168,7 +168,7 @@ class Made:
         self.machines.explained.append(Explained(when, when, task_id, told | said))
 
     def hear(self, machine: str, *times: float) -> None:
-        self.machines.heard[machine] = list(times)
+        self.machines.heard[machine] = [(each, each) for each in times]
 
 
 A = id_of("a")

@@ -6,7 +6,6 @@ told, and compares it with what the database says at the end (`evidence.py`, `la
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, final
@@ -77,8 +76,9 @@ class Auditor:
     def let_go(self, machine: str, task_id: UUID) -> None:
         self.machines.let_go[machine, task_id] = trio.current_time()
 
-    def heard(self, machine: str, at: float) -> None:
-        insort(self.machines.heard.setdefault(machine, []), at)
+    def heard(self, machine: str, since: float) -> None:
+        now = trio.current_time()
+        self.machines.heard.setdefault(machine, []).append((now, since))
 
     def promised(self, machine: str, until: float) -> None:
         now = trio.current_time()

@@ -7,7 +7,6 @@ was told and what became of its report. Times are seconds of virtual time, on bo
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,7 +21,7 @@ from understudy.testing.virtual import EPOCH
 Row: TypeAlias = Mapping[str, Any]
 TERMINAL: Final = {"completed", "failed", "cancelled"}
 CLOSE_S: Final = 0.001
-RECOVERY_S: Final = 300.0
+RECOVERY_S: Final = 60.0
 
 
 @dataclass
@@ -135,8 +134,8 @@ class Machines:
     slots: dict[str, int] = field(default_factory=dict)
     tokens: list[tuple[UUID, UUID, str]] = field(default_factory=list)
     """Those that claims were handed over with: token, task, machine."""
-    heard: dict[str, list[float]] = field(default_factory=dict)
-    """When a sign of life of the machine was answered by a node."""
+    heard: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """When a node answered a sign of life of the machine, and from when it counts."""
     registering: dict[str, list[Registering]] = field(default_factory=dict)
     let_go: dict[tuple[str, UUID], float] = field(default_factory=dict)
     """When it dropped a task from its disk, for whatever reason."""
@@ -184,13 +183,14 @@ class Evidence:
 
     def silent_s(self, machine: str, at: float) -> float:
         """For how long no node had heard a machine."""
-        return at - last_of(self.machines.heard.get(machine, []), at)
+        heard = self.machines.heard.get(machine, [])
+        return at - max((since for answered_at, since in heard if answered_at <= at), default=0.0)
 
     def silence_s(self, machine: str, begins: float, ends: float) -> float:
         """The longest one in this time."""
-        heard = self.machines.heard.get(machine, [])
-        between = heard[bisect_right(heard, begins) : bisect_right(heard, ends)]
-        times = [last_of(heard, begins), *between, ends]
+        heard = [since for _, since in self.machines.heard.get(machine, [])]
+        before = max((since for since in heard if since <= begins), default=0.0)
+        times = [before, *sorted(since for since in heard if begins < since <= ends), ends]
         return max(after - before for before, after in pairwise(times))
 
     def children(self, task_id: UUID) -> Iterator[Row]:
@@ -212,15 +212,6 @@ class Evidence:
 
     def moves(self) -> Iterator[Happened]:
         return (event for event in self.events if "move" in event.body)
-
-
-def last_of(times: list[float], before: float) -> float:
-    found = bisect_right(times, before)
-    return times[found - 1] if found else 0.0
-
-
-def is_among(times: list[float], begins: float, ends: float) -> bool:
-    return bisect_left(times, begins) < bisect_right(times, ends)
 
 
 def seconds(moment: Any) -> float:  # noqa: ANN401  # A datetime of a row.

@@ -249,7 +249,7 @@ class World:
             tasks_max=SLOTS,
             orphan_s=ORPHAN_S,
             leases=LEASES,
-            limits=Limits(silence_s=SILENCE_S, tool_s=200.0, requests_max=100),
+            limits=Limits(silence_s=SILENCE_S, tool_s=200.0, requests_max=30),
             search_path=os.defpath,
         )
         self.machines.append(machine)
