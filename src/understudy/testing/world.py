@@ -296,7 +296,8 @@ class World:
         for node in self.nodes:
             node.recover()
         self.auditor.note("no more faults")
-        self.auditor.disturbed()
+        if self.chance.struck:
+            self.auditor.disturbed()
         await self._settle(first)
 
     async def _settle(self, first: int) -> None:
