@@ -288,8 +288,9 @@ class World:
             nursery.start_soon(daemon.live, nursery)
         for reader in self.readers:
             nursery.start_soon(reader.live)
-        nursery.start_soon(People(clients, agents, self.chance, self.auditor).live)
-        await trio.sleep(FAULTY_S)
+        with trio.move_on_after(FAULTY_S):
+            await People(clients, agents, self.chance, self.auditor).live()
+            await trio.sleep_forever()
         self.chance.is_over = True
         for machine in self.machines:
             machine.recover()
