@@ -19,7 +19,8 @@ import trio
 from understudy.daemon import processes
 from understudy.daemon.kept import Kept, spawn_keeper
 from understudy.daemon.rundir import Spec, Standing
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.simulated_process import Agent
 from understudy.testing.workplace import Workplace
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.workplace import Workplace
 
 

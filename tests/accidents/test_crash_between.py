@@ -20,8 +20,9 @@ from understudy.store.database import Database
 from understudy.store.embedded import EmbeddedServer
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
+from understudy.testing.plays import fails, works
 from understudy.testing.postgres import kill_server
-from understudy.testing.scenario import Scenario, fails, works
+from understudy.testing.scenario import Scenario
 from understudy.testing.story import Story, everything
 from understudy.wire.daemon import ClaimedTask
 

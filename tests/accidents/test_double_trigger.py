@@ -16,7 +16,8 @@ from understudy.store import issues, tasks
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.story import Story
 
 

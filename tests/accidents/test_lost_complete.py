@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.workplace import Workplace
 
 
@@ -33,6 +34,22 @@ def test_lost_complete(enact: Callable[..., None]) -> None:
 
 TRIES = 30
 """The schedule of R6.3 has five."""
+
+
+def test_a_report_whose_answer_is_lost_is_sent_again(enact: Callable[..., None]) -> None:
+    """R6.3, R6.6: it was taken, and nobody heard so."""
+
+    async def story(world: Scenario) -> None:
+        laptop = await world.machine("laptop")
+        fix = await world.assign("Fix the parser", works(60, says="Fixed."))
+        world.once_done("complete_task", laptop.lose_next_answer)
+        await fix.until("completed")
+        assert not laptop.is_empty()
+        await world.until(laptop.is_empty)
+        assert fix.starts == 1
+        assert await fix.comments() == ["Fixed."]
+
+    enact(story)
 
 
 async def test_a_run_that_ends_while_the_network_is_away_is_completed_later(

@@ -23,7 +23,8 @@ from understudy.http.auth import Machine
 from understudy.http.calls import Desk
 from understudy.store import issues, runtimes, sweeps, tasks
 from understudy.testing import stage
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.stage import Perform, Stage
 from understudy.wire import daemon as wire
 

@@ -21,7 +21,8 @@ from understudy.daemon.rundir import OUT
 from understudy.daemon.times import TIMES, Times
 from understudy.daemon.watchdog import Stall, Watchdog
 from understudy.testing.clock import run_virtual
-from understudy.testing.scenario import Rules, Scenario, tell_session, works
+from understudy.testing.plays import tell_session, works
+from understudy.testing.scenario import Rules, Scenario
 from understudy.testing.simulated_process import Agent
 from understudy.testing.workplace import Workplace
 

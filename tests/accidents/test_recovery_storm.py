@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from understudy.store import sweeps, tasks
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.story import Story, held
 
 

@@ -19,7 +19,8 @@ from understudy.daemon.git import Git
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.workspace import WorkDirBusy, prepare
 from understudy.testing.desk import Desk
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.simulated_process import Agent
 
 

@@ -17,7 +17,8 @@ import understudy.daemon
 from understudy.daemon.changes import snapshot, snapshot_ref
 from understudy.daemon.workspace import prepare
 from understudy.testing.desk import Desk
-from understudy.testing.scenario import Scenario, fails
+from understudy.testing.plays import fails
+from understudy.testing.scenario import Scenario
 from understudy.testing.simulated_process import Agent
 
 

@@ -21,7 +21,8 @@ from understudy.daemon import workspace
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.workspace import Order, WorkDir
 from understudy.testing.disk import replaced
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 from understudy.testing.workplace import Workplace
 
 prepare = workspace.prepare

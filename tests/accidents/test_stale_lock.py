@@ -20,7 +20,8 @@ from understudy.daemon.kept import Kept, spawn_keeper
 from understudy.daemon.rundir import Spec, Standing
 from understudy.daemon.workspace import WorkDir, prepare
 from understudy.testing.desk import Desk
-from understudy.testing.scenario import Scenario, works
+from understudy.testing.plays import works
+from understudy.testing.scenario import Scenario
 
 
 def test_stale_lock(enact: Callable[..., None]) -> None:

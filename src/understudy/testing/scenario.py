@@ -40,7 +40,6 @@ from understudy.core.limits import Limits
 from understudy.daemon.probe import Found
 from understudy.daemon.rundir import Spec
 from understudy.store import people, tokens
-from understudy.store.connection import Record
 from understudy.store.database import Database
 from understudy.store.pool import Pool
 from understudy.store.tokens import Owner
@@ -49,38 +48,28 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.laptop import Laptop, Wires
 from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
-from understudy.testing.network import (
-    Attempt,
-    ConnectFault,
-    Crossing,
-    Cut,
-    Faults,
-    MemoryNetwork,
-    WireFault,
-)
-from understudy.testing.simulated_daemon import SimulatedDaemon
+from understudy.testing.network import MemoryNetwork
 from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_machine import SimulatedMachine
-from understudy.testing.simulated_network import LATENCY_S, Way, Weather
+from understudy.testing.simulated_network import LATENCY_S
 from understudy.testing.simulated_node import SimulatedNode
-from understudy.testing.simulated_process import Agent, Play, Script
+from understudy.testing.simulated_process import Play, Script
 from understudy.testing.taps import tapped
 from understudy.testing.virtual import VirtualPostgres, no_faults
 from understudy.testing.virtual_process import (
     VirtualProcess,
-    bury,
     current_process,
     suspendable,
     unwind_all,
 )
+from understudy.testing.work import AGAIN_S, PATIENCE_S, Work
 from understudy.wire.daemon import ClaimedTask
 
 SEED: Final = 1
 NODE: Final = "node"
-AGAIN_S: Final = 1.0
-PATIENCE_S: Final = 3600.0
 EVENTS_POLL_S: Final = 600.0
 """Nobody reads events here."""
 MEMORY: Final = Path("/dev/shm")  # noqa: S108
@@ -121,176 +110,6 @@ async def _enact(dsn: str, story: Story, home: Path, dice: Random, rules: Rules)
             await pool.aclose()
 
 
-# What agents do
-
-
-def works(seconds: float, *, says: str = "Done.") -> Play:
-    async def play(agent: Agent) -> int:
-        tell_session(agent)
-        await agent.sleep(seconds)
-        agent.say("result", output=says)
-        return 0
-
-    return play
-
-
-def fails(reason: str, *, after_s: float = 0.0, retry_after_s: float | None = None) -> Play:
-    async def play(agent: Agent) -> int:
-        tell_session(agent)
-        await agent.sleep(after_s)
-        told = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
-        agent.say("result", is_error=True, reason=reason, error=f"it is {reason}", **told)
-        return 1
-
-    return play
-
-
-def tell_session(agent: Agent) -> None:
-    identity = agent.prior_session or f"session-{agent.run.task.id}"
-    agent.say("session", id=identity, resumable=True)
-
-
-# What the story knows
-
-
-@final
-class Work:
-    """An issue that an agent was assigned to. `starts`: how often an agent process began on it."""
-
-    def __init__(self, world: Scenario, title: str, told: dict[str, Any]) -> None:
-        self._world = world
-        self._title = title
-        self.key: str = told["issue"]["key"]
-        self.issue_id = UUID(told["issue"]["id"])
-
-    @property
-    def starts(self) -> int:
-        return self._world.starts[self._title]
-
-    async def tasks(self) -> list[Record]:
-        """The oldest first."""
-        return await self._world.database.pool.fetch(
-            "select * from understudy.tasks where issue_id = $1 order by created_at, attempt",
-            self.issue_id,
-        )
-
-    async def newest(self) -> Record:
-        return (await self.tasks())[-1]
-
-    async def until(self, *statuses: str) -> Record:
-        """That its newest task is so."""
-        with trio.fail_after(PATIENCE_S):
-            while (row := await self.newest())["status"] not in statuses:  # noqa: ASYNC110
-                await trio.sleep(AGAIN_S)
-        return row
-
-    async def outcome(self) -> list[str]:
-        """Of each of its tasks: its status, or what it failed with."""
-        return [row["failure_reason"] or row["status"] for row in await self.tasks()]
-
-    async def comments(self) -> list[str]:
-        rows = await self._world.database.pool.fetch(
-            "select body from understudy.comments where issue_id = $1 order by created_at",
-            self.issue_id,
-        )
-        return [row["body"] for row in rows]
-
-    async def status(self) -> str:
-        status: str = await self._world.database.pool.fetchval(
-            "select status from understudy.issues where id = $1", self.issue_id
-        )
-        return status
-
-    async def assign(self, agent: str) -> None:
-        await self._world.ask("post", f"/api/issues/{self.key}/assign", {"agent": agent})
-
-    async def comment(self, body: str) -> None:
-        await self._world.ask("post", f"/api/issues/{self.key}/comments", {"body": body})
-
-    async def cancel(self) -> None:
-        await self._world.ask("post", f"/api/tasks/{(await self.newest())['id']}/cancel")
-
-    async def why(self) -> str:
-        said = await self._world.ask("get", f"/api/tasks/{(await self.newest())['id']}/why")
-        return str(said["sentence"])
-
-
-@final
-class Laptop:
-    """A machine with its daemon: nothing befalls it but what the story does."""
-
-    def __init__(self, world: Scenario, machine: SimulatedMachine, config: DaemonConfig) -> None:
-        self._world = world
-        self._daemon = SimulatedDaemon(machine, config, world.locks.release)
-        self._process: VirtualProcess | None = None
-        self._stop = trio.CancelScope()
-        self.machine = machine
-        self.path = machine.disk.root
-
-    @property
-    def is_on(self) -> bool:
-        return self._process is not None and self._process.is_alive
-
-    def start_daemon(self) -> None:
-        number = len(self.machine.daemons) + 1
-        process = VirtualProcess(f"{self.machine.name}.{number}")
-        process.at_death.append(partial(self._world.locks.release, process))
-        self.machine.daemons.append(process)
-        self._process, self._stop, self._ended = process, trio.CancelScope(), trio.Event()
-        process.start_soon(self._world.nursery, self._run, self._stop, self._ended)
-
-    async def _run(self, stop: trio.CancelScope, ended: trio.Event) -> None:
-        _, signals = trio.open_memory_channel[int](0)
-        with stop:
-            await self._daemon.run(signals, trio.Event())
-        ended.set()
-
-    def kill_daemon(self) -> None:
-        """As SIGKILL does; its keepers and agents live on."""
-        assert self._process is not None
-        self._process.kill()
-        bury()
-
-    async def stop_daemon(self) -> None:
-        """As SIGTERM does."""
-        assert self._process is not None
-        self._stop.cancel()
-        await self._ended.wait()
-        self.kill_daemon()
-
-    def lose_power(self) -> None:
-        """What was not synced is not lost: that is for `disk.py`'s tests."""
-        self.kill_daemon()
-        self.machine.lose_power()
-
-    def lose_disk(self) -> None:
-        """It comes back with its name and nothing else."""
-        self.kill_daemon()
-        self.machine.lose_disk()
-
-    async def sleep(self, seconds: float) -> None:
-        """Its lid is closed."""
-        await self.machine.sleep(seconds)
-
-    def cut_off(self, way: Way = "both") -> None:
-        """What it sends is lost, or what is sent to it."""
-        self._world.wires.weather.cut_off(self.machine.name, way, float("inf"), is_patient=False)
-
-    def mend(self) -> None:
-        del self._world.wires.weather.partitions[self.machine.name]
-
-    def lose_next_answer(self) -> None:
-        """Its connection is reset when the server says something next."""
-        self._world.wires.breaking.add(self.machine.name)
-
-    def agents(self) -> int:
-        """How many processes of agents live there, their children counted."""
-        return sum(each.run is not None for each in self.machine.keepers.living())
-
-    def is_empty(self) -> bool:
-        return not self.machine.keepers.living() and not any((self.path / "runs").iterdir())
-
-
 @final
 class Server:
     """A node."""
@@ -319,24 +138,6 @@ class Server:
 
 
 @final
-class Wires(Faults):
-    def __init__(self, chance: Chance) -> None:
-        self.weather = Weather(chance)
-        self.breaking = set[str]()
-        """Machines whose connection is reset with the next word from the server."""
-
-    def on_connect(self, attempt: Attempt) -> ConnectFault | None:
-        return self.weather.on_connect(attempt)
-
-    def on_crossing(self, crossing: Crossing) -> WireFault | None:
-        client = crossing.attempt.client
-        if crossing.direction == "down" and client in self.breaking:
-            self.breaking.remove(client)
-            return Cut()
-        return self.weather.on_crossing(crossing)
-
-
-@final
 @dataclass
 class Scenario:
     database: Database
@@ -357,7 +158,6 @@ class Scenario:
         self.network = MemoryNetwork(latency_s=LATENCY_S, faults=self.wires)
         self.locks = Locks(current_process)
         self._agents: dict[UUID, int] = {}
-        self._names = set[str]()
         self._plays: dict[str, list[Play]] = {}
         self._disks = ExitStack()
         self._done: dict[str, Callable[[], object]] = {}
@@ -445,7 +245,7 @@ class Scenario:
             limits=self.rules.limits,
             search_path=os.defpath,
         )
-        laptop = Laptop(self, machine, config)
+        laptop = Laptop(machine, config, self.nursery, self.locks, self.wires)
         self.machines.append(laptop)
         self.auditor.machines.slots[name] = slots
         laptop.start_daemon()
@@ -465,16 +265,15 @@ class Scenario:
         made = await self.ask(
             "post", "/api/agents", {"name": name, "provider": "scripted", **fields}
         )
-        self._names.add(name)
         self._agents[UUID(made["id"])] = made["max_concurrent_tasks"]
 
-    async def assign(self, title: str, *plays: Play, to: str = "Nia", **fields: object) -> Work:
-        """The first start of an agent on it plays the first, and so on; further ones the last."""
-        if to not in self._names:
-            await self.agent(to)
+    async def assign(self, title: str, *plays: Play) -> Work:
+        """To Nia. Her first start on it plays the first, and so on; further ones the last."""
+        if not self._agents:
+            await self.agent("Nia")
         self._plays[title] = [*plays]
-        told = await self.ask("post", "/api/issues", {"title": title, "agent": to, **fields})
-        return Work(self, title, told)
+        told = await self.ask("post", "/api/issues", {"title": title, "agent": "Nia"})
+        return Work(title, told, self.database, self.ask, self.starts)
 
     def _fate(self, task: ClaimedTask, _spec: Spec, _earlier: int) -> Script:
         assert task.issue is not None
