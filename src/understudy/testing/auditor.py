@@ -1,11 +1,12 @@
 """What must be true whatever happens, checked from outside.
 
 The auditor knows nothing of tokens, leases or actors. It writes down what machines did and were
-told, and compares it with what the database says at the end (`evidence.py`, `laws.py`).
+told, and compares it with what the database says at the end (`evidence.py`, `laws_of_*.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, final
@@ -16,11 +17,32 @@ import trio
 from understudy.core.leases import Leases
 from understudy.daemon.workshop import Workshop
 from understudy.store.database import Database
-from understudy.testing import laws
-from understudy.testing.evidence import Explained, Machines, Run, Told, gather
+from understudy.testing import (
+    laws_of_calls,
+    laws_of_explanations,
+    laws_of_limits,
+    laws_of_patience,
+    laws_of_rest,
+    laws_of_retries,
+    laws_of_runs,
+    laws_of_tasks,
+    laws_of_words,
+)
+from understudy.testing.evidence import Evidence, Explained, Machines, Run, Told, gather
+from understudy.testing.laws import enacted_in
 
-LAWS: Final[dict[str, str]] = laws.table()
+BOOKS: Final = (
+    laws_of_tasks, laws_of_retries, laws_of_limits, laws_of_patience, laws_of_runs, laws_of_calls,
+    laws_of_words, laws_of_explanations, laws_of_rest,
+)  # fmt: skip
+ALL: Final = [law for book in BOOKS for law in enacted_in(book)]
+LAWS: Final = {law.name: f"{law.sentence} ({law.rules})" for law in ALL}
 """For people: each law by name, with its sentence and the rules it stands for."""
+
+
+def broken(evidence: Evidence) -> Iterator[str]:
+    for law in ALL:
+        yield from law.broken_by(evidence)
 
 
 @final
@@ -108,7 +130,7 @@ class Auditor:
         """Everything has come to rest: compare."""
         evidence = await gather(database, self.machines, limits, leases)
         self.log += [f"{e.at:9.3f} {e.kind} {e.task_id} {e.body}" for e in evidence.events]
-        self.violations += laws.broken(evidence)
+        self.violations += broken(evidence)
 
     def digest(self) -> str:
         """Of everything that happened: the same for the same seed."""

@@ -140,16 +140,21 @@ def no_machine_idles_while_work_waits(evidence: Evidence) -> Iterator[str]:
     waits_since: dict[UUID, float] = {}
     for events, board in commits(evidence.events):
         now = events[0].at
-        for task_id, since in waits_since.items():
-            if (waited_s := now - since) > IDLE_S:
+        claimable = _claimable(evidence, board, now) if now >= evidence.machines.calm_at else set()
+        for task_id in waits_since.keys() - claimable:
+            if (waited_s := now - waits_since.pop(task_id)) > IDLE_S:
                 yield f"{task_id} could be claimed for {waited_s:.0f} s, and was not"
-        if now >= evidence.machines.calm_at:
-            free = _free(evidence, board, now)
-            waits_since = {
-                task_id: waits_since.get(task_id, now)
-                for task_id, it in board.tasks.items()
-                if it.status == "queued" and _is_claimable(evidence, board, it, free)
-            }
+        for task_id in claimable:
+            waits_since.setdefault(task_id, now)
+
+
+def _claimable(evidence: Evidence, board: Board, now: float) -> set[UUID]:
+    free = _free(evidence, board, now)
+    return {
+        task_id
+        for task_id, it in board.tasks.items()
+        if it.status == "queued" and _is_claimable(evidence, board, it, free)
+    }
 
 
 def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
