@@ -6,7 +6,7 @@ told, and compares it with what the database says at the end (`evidence.py`, `la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, final

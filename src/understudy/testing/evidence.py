@@ -143,6 +143,8 @@ class Machines:
     """What it was told of its trust window: when it heard so, and until when (R4.11)."""
     reruns: list[tuple[float, float]] = field(default_factory=list)
     """When somebody ran something again, from the question to the answer."""
+    closing: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """When its daemon was about to end, and took nothing more."""
     posted: list[str] = field(default_factory=list)
     """Comments whose writers were told that they are written, by id."""
     explained: list[Explained] = field(default_factory=list)
@@ -192,6 +194,9 @@ class Evidence:
         before = max((since for since in heard if since <= begins), default=0.0)
         times = [before, *sorted(since for since in heard if begins < since <= ends), ends]
         return max(after - before for before, after in pairwise(times))
+
+    def takes_work(self, machine: str, at: float) -> bool:
+        return not any(a <= at <= b for a, b in self.machines.closing.get(machine, []))
 
     def children(self, task_id: UUID) -> Iterator[Row]:
         """Further attempts; a rerun is none."""

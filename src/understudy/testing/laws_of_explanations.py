@@ -60,11 +60,15 @@ class Case:
         )
 
     def is_full(self) -> bool:
-        """Before all is calm a machine may say so for reasons of its own: it is about to end."""
-        is_calm = self.told.asked_at > self.evidence.machines.calm_at
-        return bool(self.there) and not (
-            is_calm and any(self.board.at_work_on(each) == 0 for each in self.there)
-        )
+        """Before all is calm a machine may hold slots of runs whose reports are under way."""
+        if not self.there or self.told.asked_at < self.evidence.machines.calm_at:
+            return bool(self.there)
+        return all(map(self._is_full, self.there))
+
+    def _is_full(self, runtime: str) -> bool:
+        machine = self.evidence.machine_of[UUID(runtime)]
+        has_room = self.board.at_work_on(runtime) < self.evidence.machines.slots[machine]
+        return not has_room or not self.evidence.takes_work(machine, self.told.asked_at)
 
 
 Truth: TypeAlias = Callable[[Case], bool]

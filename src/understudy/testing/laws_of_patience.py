@@ -166,6 +166,7 @@ def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
         and board.at_work_on(runtime) < evidence.machines.slots.get(_name(evidence, runtime), 0)
         and board.quota_until.get(runtime, now) <= now
         and evidence.silent_s(_name(evidence, runtime), now) < SILENCE_S
+        and evidence.takes_work(_name(evidence, runtime), now)
     }
 
 

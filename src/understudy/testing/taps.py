@@ -43,6 +43,7 @@ def tapped(auditor: Auditor) -> Iterator[None]:
         (trust.Trust, "promise", _promised),
         (main, "_workshop", _furnished),
         (main.Daemon, "take", _taken),
+        (main.Daemon, "end", _ending),
         (run, "remove_run", _removed),
         (outbox.Outbox, "put", _put),
         (outbox.Outbox, "acknowledge", _acknowledged),
@@ -128,6 +129,20 @@ def _taken(auditor: Auditor, real: Hook) -> Hook:
         real(daemon, tasks)
 
     return take
+
+
+def _ending(auditor: Auditor, real: Hook) -> Hook:
+    """It takes nothing more; a second wish shortens nothing of that."""
+
+    @wraps(real)
+    def end(daemon: main.Daemon, ending: object) -> None:
+        process, closing = current_process(), auditor.machines.closing.setdefault(_here(), [])
+        assert process is not None
+        began_at = trio.current_time()
+        process.at_death.append(lambda: closing.append((began_at, trio.current_time())))
+        real(daemon, ending)
+
+    return end
 
 
 def _removed(auditor: Auditor, real: Hook) -> Hook:
