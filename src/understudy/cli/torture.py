@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from understudy.cli.fleet import fleet_options, run_fleet
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -49,12 +51,17 @@ def _split(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--keep", is_flag=True, help="Make the failing seed a regression of this project.")
 @click.option("--json", "as_json", is_flag=True, help="The last line is one object.")
 @click.option("--world", hidden=True, help="Another module than ours.")
+@fleet_options
 def torture(**chosen: Any) -> None:
     """Server nodes, daemons, agents and a real PostgreSQL in virtual time, attacked at every step.
 
     A seed decides all of it, and replays it. At a violation the faults are cut down to the few that
     matter. The exit code is 1 at a violation, 130 after Ctrl-C, and 0 only if all is well.
+
+    With --fleet it answers what a fleet of that size waits for, and costs the database.
     """
+    if (code := run_fleet(chosen)) is not None:
+        sys.exit(code)
     import trio
 
     from understudy.cli.torturer import Torturer

@@ -10,6 +10,7 @@ them fit into a process. `COARSE` says what that leaves out. The same seed has t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any, Final, final
+from uuid import UUID
 
 import trio
 
@@ -31,7 +33,7 @@ from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
 from understudy.store.pool import Pool
 from understudy.testing import faults, fleet_fortune
-from understudy.testing.board import PROVIDER, Board
+from understudy.testing.board import Board
 from understudy.testing.clock import run_virtual
 from understudy.testing.fleet_answer import Answer, answer
 from understudy.testing.fleet_fortune import DAY_S, HOUR_S, next_arrival, next_blow
@@ -44,6 +46,7 @@ from understudy.wire.board import CreateIssue
 
 TASKS_PER_MACHINE: Final = 10.0
 MACHINES_PER_AGENT: Final = 10
+MACHINES_PER_WORKSPACE: Final = 50
 AGENTS_LEAST: Final = 4
 LIMITS: Final = (6, 6, 6, 3, 10, 1)
 PINNED_EVERY: Final = 10
@@ -55,15 +58,17 @@ KNOWN_MAX: Final = 200
 PERSON_RETRIES_S: Final = 5.0
 CRASHES: Final = (DatabaseUnavailable, ActorGone)
 
+ADD_WORKSPACE: Final = """
+    with made as (insert into understudy.workspaces (id, slug, name) values ($1, $2, $2))
+    insert into understudy.members (workspace_id, user_id, role) values ($1, $3, 'owner')
+"""
+
 COARSE: Final = (
     "machines are stand-ins that follow the daemon's protocol; no HTTP, no websocket, no latency",
-    "signs of life are given to all machines of a node at once, every 15 s; only one that changes"
-    " something is a call",
-    f"a run sends its messages every {MESSAGES_S:.0f} s; a daemon sends them every 0.5 s in which"
-    " its agent says something, each batch 1 statement",
+    "signs of life are given to all machines of a node at once; only one with news is a call",
+    f"a run sends messages every {MESSAGES_S:.0f} s; a daemon, up to twice a second (1 statement)",
     "a statement is one instant: statements neither wait for each other nor take virtual time",
-    "one workspace, one runtime on each machine; people's keys are not looked up, nobody reads"
-    " pages or streams",
+    "one runtime on each machine; people's keys are not looked up, nobody reads pages or streams",
 )
 
 
@@ -75,6 +80,8 @@ class Fleet:
     """On a working day, of the whole fleet; None: so many for each machine."""
     nodes: int = 2
     slots: int = 3
+    workspaces: int | None = None
+    """Machines and agents of one work for nobody else; None: one for so many machines."""
     seed: int = 1
     begins_h: float = 0.0
     """Hours after midnight, on a Thursday."""
@@ -82,6 +89,10 @@ class Fleet:
     @property
     def arrivals_per_day(self) -> float:
         return self.tasks_per_day or self.machines * TASKS_PER_MACHINE
+
+    @property
+    def tenants(self) -> int:
+        return self.workspaces or math.ceil(self.machines / MACHINES_PER_WORKSPACE)
 
     @property
     def begins_s(self) -> float:
@@ -125,6 +136,20 @@ async def _measure(dsn: str, fleet: Fleet, tell: Tell) -> Answer:
 
 @final
 @dataclass
+class Team:
+    """A workspace."""
+
+    board: Board
+    agents: list[Agent] = field(default_factory=list)
+    known: deque[Issue] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
+
+    def issue(self, dice: Random) -> Issue | None:
+        """What is to be worked on again; None: something new."""
+        return dice.choice(self.known) if self.known and dice.random() < AGAIN else None
+
+
+@final
+@dataclass
 class FleetWorld:
     fleet: Fleet
     database: Database
@@ -134,8 +159,7 @@ class FleetWorld:
     tell: Tell
     ledger: Ledger = field(init=False)
     nodes: list[FleetNode] = field(default_factory=list)
-    agents: list[Agent] = field(default_factory=list)
-    known: deque[Issue] = field(default_factory=lambda: deque(maxlen=KNOWN_MAX))
+    teams: list[Team] = field(default_factory=list)
     asked: int = 0
 
     def __post_init__(self) -> None:
@@ -148,20 +172,17 @@ class FleetWorld:
         user, workspace = await people.first_user(
             self.database, name="Ada", email="ada@example.org"
         )
-        self.board = Board(self.database, user.id, workspace.id, user.id, None)  # type: ignore[arg-type]
+        await self._add_teams(user.id, workspace.id)
         network = MemoryNetwork()
         for number in range(self.fleet.nodes):
             name = f"node-{number}"
             self.nodes.append(
-                FleetNode(
-                    name, self.postgres, self.ledger, self.dice, network, self.dice_of(name)
-                )
+                FleetNode(name, self.postgres, self.ledger, self.dice, network, self.dice_of(name))
             )
         with trio.move_on_at(self.fleet.ends_s):
             async with trio.open_nursery() as nursery:
                 for node in self.nodes:
                     nursery.start_soon(node.live)
-                await self._add_agents()
                 self._add_machines(nursery)
                 nursery.start_soon(self._restart_database)
                 nursery.start_soon(self._work, nursery)
@@ -174,7 +195,8 @@ class FleetWorld:
         for number in range(self.fleet.machines):
             name = f"machine-{number}"
             dice = self.dice_of(name)
-            me = Machine(self.board.workspace_id, fence="full")
+            team = self.teams[number % len(self.teams)]
+            me = Machine(team.board.workspace_id, fence="full")
             machine = FleetMachine(
                 name=name,
                 slots=self.fleet.slots,
@@ -187,13 +209,32 @@ class FleetWorld:
             )
             nursery.start_soon(machine.live)
 
-    async def _add_agents(self) -> None:
-        for number in range(max(AGENTS_LEAST, self.fleet.machines // MACHINES_PER_AGENT)):
-            wanted: dict[str, Any] = {"max_concurrent_tasks": LIMITS[number % len(LIMITS)]}
-            if number % PINNED_EVERY == AGENTS_LEAST - 1:
-                home = await self.board.runtime(f"machine-{number % self.fleet.machines}")
-                wanted["runtime_id"] = home.id
-            self.agents.append(await self.board.agent(f"Agent {number}", **wanted))
+    async def _add_teams(self, user_id: UUID, workspace_id: UUID) -> None:
+        for number in range(self.fleet.tenants):
+            if number:
+                workspace_id = self.database.new_id()
+                await self.database.pool.execute(
+                    ADD_WORKSPACE, workspace_id, f"team-{number}", user_id
+                )
+            board = Board(self.database, user_id, workspace_id, user_id, None)  # type: ignore[arg-type]
+            self.teams.append(Team(board))
+        for number in range(
+            max(AGENTS_LEAST * len(self.teams), self.fleet.machines // MACHINES_PER_AGENT)
+        ):
+            await self._add_agent(number)
+
+    async def _add_agent(self, number: int) -> None:
+        team = self.teams[number % len(self.teams)]
+        rank = len(team.agents)
+        wanted: dict[str, Any] = {"max_concurrent_tasks": LIMITS[rank % len(LIMITS)]}
+        if rank % PINNED_EVERY == AGENTS_LEAST - 1:
+            home = await team.board.runtime(f"machine-{number % len(self.teams)}")
+            wanted["runtime_id"] = home.id
+        team.agents.append(await team.board.agent(f"Agent {number}", **wanted))
+
+    @property
+    def agents(self) -> list[Agent]:
+        return [agent for team in self.teams for agent in team.agents]
 
     async def _tell(self) -> None:
         while True:
@@ -215,37 +256,35 @@ class FleetWorld:
 
     async def _work(self, nursery: trio.Nursery) -> None:
         dice = self.dice_of("people")
-        shares = [1 / (rank + 2) for rank in range(len(self.agents))]
         while True:
             now = trio.current_time()
             await trio.sleep_until(next_arrival(now, self.fleet.arrivals_per_day, dice))
-            (agent,) = dice.choices(self.agents, shares)
-            is_new = not self.known or dice.random() >= AGAIN
-            issue = None if is_new else dice.choice(self.known)
-            nursery.start_soon(self._ask, agent, issue, Random(dice.random()))  # noqa: S311
+            team = dice.choice(self.teams)
+            (agent,) = dice.choices(team.agents, [1 / (n + 2) for n in range(len(team.agents))])
+            nursery.start_soon(self._ask, team, agent, Random(dice.random()))  # noqa: S311
             self.asked += 1
 
-    async def _ask(self, agent: Agent, issue: Issue | None, dice: Random) -> None:
-        priority = dice.choice(list(Priority))
-        wanted = CreateIssue(title=f"{agent.name}, please", priority=priority)
+    async def _ask(self, team: Team, agent: Agent, dice: Random) -> None:
+        board, issue = team.board, team.issue(dice)
+        wanted = CreateIssue(title=f"{agent.name}, please", priority=dice.choice(list(Priority)))
         while True:
             site = await self._site(dice)
-            mine = site.database, self.board.workspace_id
+            mine = site.database, board.workspace_id
             try:
-                issue = issue or await issues.create(*mine, self.board.user_id, wanted)
-                self.known.append(issue)
+                issue = issue or await issues.create(*mine, board.user_id, wanted)
+                team.known.append(issue)
                 done = await assigned(site, issue, await issues.assign(*mine, issue.id, agent.id))
             except CRASHES:
                 await trio.sleep(PERSON_RETRIES_S)
                 continue
             if done.task is not None and dice.random() < CANCELLED:
-                await self._cancel(done.task, dice)
+                await self._cancel(done.task, board.user_id, dice)
             return
 
-    async def _cancel(self, task: Task, dice: Random) -> None:
+    async def _cancel(self, task: Task, by: UUID, dice: Random) -> None:
         """Somebody has thought better of it, some time."""
         await trio.sleep(dice.expovariate(1 / fleet_fortune.MEDIAN_S))
-        asked = partial(Cancel, task.workspace_id, task.id, self.board.user_id)
+        asked = partial(Cancel, task.workspace_id, task.id, by)
         while True:
             try:
                 await (await self._site(dice)).cast.report(task.id, asked)
@@ -255,6 +294,6 @@ class FleetWorld:
             return
 
     async def _site(self, dice: Random) -> Site:
-        while not (up := [node.site for node in self.nodes if node.site is not None]):
+        while not (up := [node.site for node in self.nodes if node.site is not None]):  # noqa: ASYNC110
             await trio.sleep(PERSON_RETRIES_S)
         return dice.choice(up)

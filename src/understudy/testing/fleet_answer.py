@@ -59,6 +59,7 @@ class Busiest(Struct):
 class Answer(Struct):
     machines: int
     nodes: int
+    workspaces: int
     days: float
     seed: int
     tasks: int
@@ -135,6 +136,7 @@ async def answer(
     return Answer(
         machines=fleet.machines,
         nodes=fleet.nodes,
+        workspaces=fleet.tenants,
         days=fleet.days,
         seed=fleet.seed,
         tasks=len(rows),

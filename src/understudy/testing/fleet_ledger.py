@@ -1,4 +1,4 @@
-"""What is written down of a simulated fleet while it lives: statements, faults, recoveries, runs."""
+"""What is written down of a simulated fleet while it lives: statements, faults, recoveries."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Ledger:
         """A process is at work from now on, or again."""
         alive = self._alive[task.issue_id, task.agent_id]
         if others := alive - {task.id}:
-            self.violate(f"{task.id} and {sorted(others)[0]} are at work at the same time")
+            self.violate(f"{task.id} and {min(others)} are at work at the same time")
         alive.add(task.id)
 
     def stands_still(self, task: ClaimedTask) -> None:

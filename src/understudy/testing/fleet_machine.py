@@ -19,7 +19,14 @@ from understudy.core.struct import Struct
 from understudy.http.auth import Machine
 from understudy.testing import faults
 from understudy.testing.board import PROVIDER
-from understudy.testing.fleet_fortune import MACHINE_KINDS, Hours, next_blow, preparing_s, reason, work_s
+from understudy.testing.fleet_fortune import (
+    MACHINE_KINDS,
+    Hours,
+    next_blow,
+    preparing_s,
+    reason,
+    work_s,
+)
 from understudy.testing.fleet_ledger import Ledger
 from understudy.testing.fleet_node import LEASES, Line, LineLost, Unavailable
 from understudy.wire import daemon as wire
@@ -34,7 +41,10 @@ MESSAGES_S: Final = 60.0
 KILL_S: Final = 0.5
 OFFICE: Final = "machine-off"
 """What befalls runs whose machine is switched off in the evening."""
-SHORTLY: Final = {faults.KEEPER_KILLED.name: "keeper_lost", faults.AGENT_KILLED.name: "agent_killed"}
+SHORTLY: Final = {
+    faults.KEEPER_KILLED.name: "keeper_lost",
+    faults.AGENT_KILLED.name: "agent_killed",
+}
 
 
 class NoLongerMine(Exception):
@@ -228,7 +238,9 @@ class FleetMachine:
         run.has_begun = True
         self.ledger.runs(run.task)
         token, name = run.task.claim_token, f"session of {run.task.id}"
-        await self._tell(run, "session", wire.Session(claim_token=token, session_id=name, work_dir="w"))
+        await self._tell(
+            run, "session", wire.Session(claim_token=token, session_id=name, work_dir="w")
+        )
         while run.left_s > 0:
             step_s = min(MESSAGES_S, run.left_s)
             await self._rest(step_s)
@@ -247,7 +259,9 @@ class FleetMachine:
             spent = [Usage(provider=PROVIDER, model="m", output_tokens=1000)]
             await self._tell(run, "usage", wire.UsageReport(claim_token=token, usage=spent))
         if run.why is None:
-            done = await self._tell(run, "complete", wire.Complete(claim_token=token, output="Done."))
+            done = await self._tell(
+                run, "complete", wire.Complete(claim_token=token, output="Done.")
+            )
         else:
             failed = wire.Fail(claim_token=token, error=run.why, failure_reason=run.why)
             done = await self._tell(run, "fail", failed)

@@ -143,7 +143,12 @@ class Line:
         cast = self.site.cast
         for runtime_id in self.runtime_ids:
             presence = cast.presence(runtime_id)
-            if presence and presence.is_ours and not presence.stops and cast.runtimes.get(runtime_id):
+            if (
+                presence
+                and presence.is_ours
+                and not presence.stops
+                and cast.runtimes.get(runtime_id)
+            ):
                 presence.heard_at = now
                 continue
             await self._beat()
@@ -157,13 +162,7 @@ class Line:
         if isinstance(heard, Refusal) or heard.gone:
             self.drop()
         elif heard.cancelled:
-            self.link.push(_cancel(heard.cancelled))
-
-
-def _cancel(stops: list[wire.HeldTask]) -> Any:  # noqa: ANN401
-    from understudy.wire.frames import Cancel
-
-    return Cancel(payload=stops)
+            self.link.push(Cancel(payload=heard.cancelled))
 
 
 @final
