@@ -629,3 +629,8 @@ def _a_slot_is_not_given_back(made: Made) -> None:
 @breaks("no-report-is-left")
 def _a_report_stays(made: Made) -> None:
     _left(made, reports=["a"])
+
+
+@breaks("no-connection-is-left")
+def _connections_are_never_closed(made: Made) -> None:
+    _left(made, connections=["machine-0"] * 20)

@@ -30,6 +30,7 @@ from understudy.testing import (
 )
 from understudy.testing.evidence import Evidence, Explained, Machines, Run, Told, gather
 from understudy.testing.laws import enacted_in
+from understudy.testing.streams import MemoryStream
 
 BOOKS: Final = (
     laws_of_tasks, laws_of_retries, laws_of_limits, laws_of_patience, laws_of_runs, laws_of_calls,
@@ -54,6 +55,8 @@ class Auditor:
     shops: dict[str, Workshop] = field(default_factory=dict)
     """What the runs of each machine's newest daemon share."""
 
+    connections: dict[str, list[MemoryStream]] = field(default_factory=dict)
+    """All that a machine's daemons, or a node's lives, ever had."""
     is_over: bool = False
     """The world is being taken down: whoever crashes now is no news."""
 

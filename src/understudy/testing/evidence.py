@@ -124,6 +124,8 @@ class LeftOver:
     runs: Sequence[str] = ()
     slots: Sequence[str] = ()
     reports: Sequence[str] = ()
+    connections: Sequence[str] = ()
+    """Those beyond what it needs."""
 
 
 @dataclass

@@ -42,3 +42,9 @@ def no_slot_is_taken(evidence: Evidence) -> Iterator[str]:
 def no_report_is_left(evidence: Evidence) -> Iterator[str]:
     """R6.4: no outbox holds a report that was not answered."""
     yield from _left(evidence, lambda each: each.reports, "reports")
+
+
+@at_rest
+def no_connection_is_left(evidence: Evidence) -> Iterator[str]:
+    """R11.2: whoever has no more to say closes: no daemon and no node has idle connections."""
+    yield from _left(evidence, lambda each: each.connections, "connections open")

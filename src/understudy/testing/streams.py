@@ -81,6 +81,11 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         self._wire.reset()
 
+    @property
+    def is_open(self) -> bool:
+        """It was neither closed here nor reset."""
+        return self._outgoing.is_open
+
     def is_readable(self) -> bool:
         """What an HTTP client asks before it uses an idle connection again."""
         return self._incoming.is_readable
@@ -142,6 +147,10 @@ class Pipe:
     @property
     def is_lost(self) -> bool:
         return self._is_lost
+
+    @property
+    def is_open(self) -> bool:
+        return not (self._is_ended or self._is_reset)
 
     async def put(self, data: bytes, due: float) -> None:
         await self.wait_room()

@@ -22,11 +22,13 @@ from understudy.daemon import main, outbox, run, trust
 from understudy.daemon.machine import here
 from understudy.http.calls import Desk
 from understudy.store.errors import DatabaseUnavailable
+from understudy.testing import network
 from understudy.testing.auditor import Auditor
 from understudy.testing.disk import replaced
 from understudy.testing.evidence import Registering
 from understudy.testing.faults import InjectedCrash
 from understudy.testing.simulated_machine import SimulatedMachine
+from understudy.testing.streams import MemoryStream
 from understudy.testing.virtual_process import current_process
 from understudy.wire.daemon import HeartbeatsHeard, Inventory, Register, Registered
 
@@ -47,6 +49,7 @@ def tapped(auditor: Auditor) -> Iterator[None]:
         (run, "remove_run", _removed),
         (outbox.Outbox, "put", _put),
         (outbox.Outbox, "acknowledge", _acknowledged),
+        (network, "_owned", _opened),
         (logging.Logger, "error", _logged),
     )
     with ExitStack() as stack:
@@ -171,6 +174,18 @@ def _acknowledged(auditor: Auditor, real: Hook) -> Hook:
         auditor.acknowledged(UUID(task_id))
 
     return acknowledge
+
+
+def _opened(auditor: Auditor, real: Hook) -> Hook:
+    @wraps(real)
+    def owned(stream: MemoryStream) -> MemoryStream:
+        if (process := current_process()) is not None:
+            owner = process.name.rpartition(".")[0]
+            auditor.connections.setdefault(owner, []).append(stream)
+        real(stream)
+        return stream
+
+    return owned
 
 
 def _logged(auditor: Auditor, real: Hook) -> Hook:

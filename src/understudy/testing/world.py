@@ -32,7 +32,7 @@ from understudy.store import events, people, tokens
 from understudy.store.database import Database
 from understudy.store.pool import Pool
 from understudy.store.tokens import Owner
-from understudy.testing import scripted_agents
+from understudy.testing import faults, scripted_agents
 from understudy.testing.auditor import Auditor
 from understudy.testing.board import Board
 from understudy.testing.chance import Chance
@@ -66,6 +66,8 @@ LEASES: Final = Leases(alone_grace_s=120.0, running_max_s=200.0, queued_max_s=25
 """The long ones shortened: to wait for hours takes long even where time jumps."""
 ORPHAN_S: Final = 300.0
 SILENCE_S: Final = 150.0
+CALM_S: Final = (30.0, 60.0, 150.0)
+RESTART_S: Final = (0.5, 3.0, 20.0)
 SLOWED: Final = (
     (broadcast, "POLL_S", 10.0),
     (spool, "PAUSE_S_MAX", 4.0),
@@ -275,6 +277,8 @@ class World:
             self.readers.append(Reader(f"reader-{number}", clients, self.chance, first))
         for node in self.nodes:
             nursery.start_soon(node.live, nursery)
+        self.postgres.loses_notice = partial(self.chance.befalls, "postgres", faults.NOTICE_LOST)
+        nursery.start_soon(self._restart_database)
         for machine, daemon in zip(self.machines, self.daemons, strict=True):
             machine.keepers = Keepers(
                 machine.name,
@@ -301,6 +305,17 @@ class World:
             self.auditor.disturbed()
         await self._settle(first)
 
+    async def _restart_database(self) -> None:
+        """All connections end, and for a while there are none."""
+        while True:
+            await trio.sleep(self.chance.pick("postgres/calm", CALM_S))
+            if self.chance.befalls("postgres", faults.DATABASE_RESTART):
+                away_s = self.chance.pick("postgres/away", RESTART_S)
+                self.auditor.note(f"the database restarts, for {away_s:g} s")
+                async with trio.open_nursery() as nursery:
+                    for node in self.nodes:
+                        nursery.start_soon(node.lose_database, away_s)
+
     async def _settle(self, first: int) -> None:
         """Until all is done and told, within a bound."""
         for _ in range(SETTLED_TRIES):
@@ -313,8 +328,10 @@ class World:
                 break
             await trio.sleep(5)
             written = await self._written(first)
-        machines = self.auditor.machines
-        machines.left_over = await wait_nothing_left(self.machines, self.auditor.shops)
+        auditor = self.auditor
+        auditor.machines.left_over = await wait_nothing_left(
+            self.machines, auditor.shops, auditor.connections
+        )
         for reader in self.readers:
             self.auditor.check_stream(reader.name, reader.heard, written)
         self.auditor.is_over = True
@@ -330,6 +347,6 @@ class World:
             "select count(*) from understudy.tasks where completed_at is null"
         )
         return waiting > 0 or any(
-            machine.keepers.living() or any((machine.disk.root / "runs").iterdir())
+            machine.keepers.living() or any((machine.disk.root / "runs").glob("*"))
             for machine in self.machines
         )
