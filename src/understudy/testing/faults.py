@@ -1,7 +1,7 @@
 """Everything that goes wrong in a simulated world: each kind has a name, a rate and a sentence.
 
-A rate is the chance at each occasion, and `about` says what the occasion is. `chance.befalls` draws;
-a fault that struck is named `place/kind#n`, so it can be muted alone, and whole kinds too.
+A rate is the chance at each occasion, and `about` says what the occasion is. `chance.befalls`
+draws; a fault that struck is named `place/kind#n`, so it can be muted alone, and whole kinds too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ DAEMON_STOPPED_NOW = kind("daemon-stopped-now", 0.1, "a daemon: asked to stop it
 DAEMON_UPGRADED = kind("daemon-upgraded", 0.15, "a daemon: ends for a newer one, its agents go on")
 DAEMON_LATE = kind("daemon-late", 0.25, "a daemon that has ended: nobody starts it for long")
 DAEMON_TWICE = kind("daemon-twice", 0.1, "a daemon: a second one is started beside it")
-CLONED = kind("machine-cloned", 0.04, "a machine: another one has its identity, and its own disk")
 ASLEEP = kind("machine-asleep", 0.2, "a machine, now and then: its lid is closed, up to minutes")
 ASLEEP_LONG = kind("machine-asleep-long", 0.04, "the same, for hours")
 POWER_CUT = kind("power-cut", 0.15, "a machine whose daemon has ended: all that was not synced")
@@ -86,5 +85,5 @@ DISK_LOST = kind("disk-lost", 0.04, "a machine whose daemon has ended: comes bac
 DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some time")
 CLOCK_DRIFTS = kind("clock-drifts", 0.3, "a machine: its clocks run slow or fast")
 CLOCK_JUMPS = kind("clock-jumps", 0.1, "a machine, now and then: its wall clock is set")
-KEEPER_KILLED = kind("keeper-killed", 0.04, "a keeper: SIGKILL some time in its life")
-AGENT_KILLED = kind("agent-killed", 0.04, "an agent: SIGKILL, as the kernel does when memory ends")
+KEEPER_KILLED = kind("keeper-killed", 0.08, "a machine, now and then: SIGKILL for a keeper")
+AGENT_KILLED = kind("agent-killed", 0.08, "a machine, now and then: SIGKILL for an agent")

@@ -59,12 +59,15 @@ class SimulatedDaemon:
             await self.machine.awake()
 
     async def _incarnate(self, nursery: trio.Nursery, name: str) -> None:
+        """Until it has ended, however."""
         process, ended = VirtualProcess(name), trio.Event()
         process.at_death.append(partial(self.release, process))
         self.machine.daemons.append(process)
         send, signals = trio.open_memory_channel[int](10)
         process.start_soon(nursery, self.run, signals, ended)
         async with trio.open_nursery() as watch:
+            if self.machine.chance.befalls(self.machine.name, faults.DAEMON_TWICE):
+                watch.start_soon(self._incarnate, nursery, f"{name}, a second one")
             watch.start_soon(self._ask_to_end, process, send)
             for event in (ended, process.died):
                 watch.start_soon(_wait_and_cancel, event, watch.cancel_scope)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Final, TypeVar, final
@@ -34,6 +35,7 @@ NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
 NIGHTS_S: Final = (900.0, 8 * 3600.0, 3 * 86400.0)
 """At the end of all faults whoever sleeps is woken."""
 PARTITIONS_S: Final = (10.0, 40.0, 95.0, 150.0, 500.0)
+VICTIM_STEPS: Final = (1, 1, 2, 5, 10)
 FULL_S: Final = (5.0, 30.0, 120.0)
 DRIFTS: Final = (1e-4, -1e-4, 5e-4, -5e-4)
 JUMPS_S: Final = (-3600.0, -1.0, 30.0, 86400.0)
@@ -42,35 +44,27 @@ R = TypeVar("R")
 
 
 @final
+@dataclass(eq=False)
 class SimulatedMachine:
-    def __init__(
-        self,
-        name: str,
-        disk: Disk,
-        nodes: Sequence[str],
-        network: MemoryNetwork,
-        weather: Weather,
-        chance: Chance,
-        auditor: Auditor,
-        dice: Random,
-    ) -> None:
-        self.name = name
-        self.disk = disk
-        self.dice = dice
-        self.chance = chance
-        self.auditor = auditor
-        self.keepers: Keepers
-        self.clis = [Found("scripted", "", "1.0")]
-        self._nodes = nodes
-        self._network = network
-        self._weather = weather
+    name: str
+    disk: Disk
+    nodes: Sequence[str]
+    network: MemoryNetwork
+    weather: Weather
+    chance: Chance
+    auditor: Auditor
+    dice: Random
+    keepers: Keepers = field(init=False)
+    daemons: list[VirtualProcess] = field(default_factory=list)
+    clis: list[Found] = field(default_factory=lambda: [Found("scripted", "", "1.0")])
+    is_asleep: bool = False
+
+    def __post_init__(self) -> None:
         self._drift = 0.0
-        if chance.befalls(name, faults.CLOCK_DRIFTS):
-            self._drift = chance.pick(f"{name}/drift", DRIFTS)
+        if self.chance.befalls(self.name, faults.CLOCK_DRIFTS):
+            self._drift = self.chance.pick(f"{self.name}/drift", DRIFTS)
         self._jumped_s = 0.0
         self._booted_at = trio.current_time()
-        self.daemons: list[VirtualProcess] = []
-        self.is_asleep = False
         self._woke = trio.Event()
         self._illness = trio.CancelScope()
 
@@ -95,17 +89,17 @@ class SimulatedMachine:
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.Stream:
         """Whatever the address: one of the nodes, as a load balancer would."""
-        return await self._network.connect(self._node(), PORT, client=self.name)
+        return await self.network.connect(self._node(), PORT, client=self.name)
 
     def _node(self) -> str:
-        return self.chance.pick(f"{self.name}/node", self._nodes)
+        return self.chance.pick(f"{self.name}/node", self.nodes)
 
     @asynccontextmanager
     async def poll(self, token: str, slots: int) -> AsyncIterator[PolledSession]:
         """R11.1: the daemon's way over HTTP."""
         base_url = f"http://{self._node()}"
         async with open_client(
-            self._network, base_url, client=self.name, headers=headers(token)
+            self.network, base_url, client=self.name, headers=headers(token)
         ) as http:
             yield PolledSession(http, slots=slots)
 
@@ -137,7 +131,7 @@ class SimulatedMachine:
         if self.is_asleep:
             self._wake()
         self.disk.free()
-        self._weather.partitions.pop(self.name, None)
+        self.weather.partitions.pop(self.name, None)
 
     def recover(self) -> None:
         self._illness.cancel()
@@ -155,7 +149,17 @@ class SimulatedMachine:
             elif chance.befalls(name, faults.CLOCK_JUMPS):
                 self._jumped_s += chance.pick(f"{name}/jump", JUMPS_S)
                 self.auditor.note(f"{name}'s wall clock jumps")
+            if chance.befalls(name, faults.KEEPER_KILLED):
+                self._kill_one(self.keepers.keepers())
+            if chance.befalls(name, faults.AGENT_KILLED):
+                self._kill_one(self.keepers.agents())
             await self._lose_network()
+
+    def _kill_one(self, processes: Sequence[VirtualProcess]) -> None:
+        if processes:
+            process = self.chance.pick(f"{self.name}/victim", processes)
+            self.auditor.note(f"{process.name} is killed")
+            process.kill_after(self.chance.pick(f"{self.name}/victim's steps", VICTIM_STEPS))
 
     async def _lose_network(self) -> None:
         ways: tuple[tuple[faults.Kind, Way], ...] = (
@@ -168,7 +172,7 @@ class SimulatedMachine:
                 seconds = self.chance.pick(f"{self.name}/partition", PARTITIONS_S)
                 is_patient = self.chance.pick(f"{self.name}/patient", (True, False))
                 self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
-                self._weather.cut_off(self.name, way, seconds, is_patient=is_patient)
+                self.weather.cut_off(self.name, way, seconds, is_patient=is_patient)
 
     async def awake(self) -> None:
         while self.is_asleep:

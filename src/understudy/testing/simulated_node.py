@@ -1,7 +1,8 @@
-"""A server node in a simulated world: the whole of `server.py`; killed, stopped, without database."""
+"""A server node in a simulated world: the whole of `server.py`, and what befalls it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,8 @@ CALM_S: Final = (30.0, 100.0, 300.0)
 AWAY_S: Final = (5.0, 40.0, 80.0, 160.0)
 FROZEN_S: Final = (5.0, 20.0, 40.0, 100.0)
 SLOW_S: Final = (0.1, 1.0, 5.0, 50.0)
-LEAST_S: Final = 5.0
+SWEEP_S: Final = (5.0, 20.0, 50.0)
+SWEEPS: Final = re.compile(r"understudy\.(lose|time_out|expire|promote|judge)_")
 CRASHES: Final = (RestartsExhausted, CannotStart, DatabaseUnavailable, faults.InjectedCrash)
 
 
@@ -56,6 +58,8 @@ class Outlet:
         befalls = self.chance.befalls
         if befalls(self.name, faults.SQL_CRASH):
             raise faults.InjectedCrash(sql[:60])
+        if SWEEPS.search(sql) and befalls(self.name, faults.SWEEP_SLOW):
+            return Fault("slow", self.chance.pick(f"{self.name}/sweep_s", SWEEP_S))
         if befalls(self.name, faults.SQL_SLOW):
             return Fault("slow", self.chance.pick(f"{self.name}/slow_s", SLOW_S))
         return self._lost(faults.SQL_LOST_BEFORE, faults.SQL_LOST_AFTER)
@@ -142,15 +146,18 @@ class SimulatedNode:
         self.outlet.is_cut = False
         self.process.resume()
 
+    async def lose_database(self, seconds: float) -> None:
+        self.outlet.is_cut = True
+        await trio.sleep(seconds)
+        self.outlet.is_cut = False
+
     async def _fall_ill(self) -> None:
         while True:
             await trio.sleep(self.chance.pick(f"{self.name}/calm", CALM_S))
             if self.chance.befalls(self.name, faults.NODE_WITHOUT_DATABASE):
                 away_s = self.chance.pick(f"{self.name}/away", AWAY_S)
                 self.auditor.note(f"{self.name} loses the database for {away_s:g} s")
-                self.outlet.is_cut = True
-                await trio.sleep(away_s)
-                self.outlet.is_cut = False
+                await self.lose_database(away_s)
             if self.chance.befalls(self.name, faults.NODE_FROZEN):
                 await self._freeze(self.chance.pick(f"{self.name}/frozen_s", FROZEN_S))
 
