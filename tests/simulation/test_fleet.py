@@ -39,6 +39,7 @@ def test_a_small_fleet_works_and_breaks_no_law(dsn: str) -> None:
     assert answer.ends["completed"] > 20
     assert answer.statements.per_task > 5
     assert sum(answer.faults.values()) > 0
+    assert 0 < answer.machines_busy < 1
     assert answer.queueing_s["started"].p50 > answer.queueing_s["dispatched"].p50
 
 

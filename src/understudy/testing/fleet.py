@@ -127,6 +127,7 @@ async def _measure(dsn: str, fleet: Fleet, tell: Tell) -> Answer:
         await trio.sleep_until(fleet.begins_s)
         world = FleetWorld(fleet, Database(pool, dice), postgres, dice, tell)
         await world.run()
+        world.ledger.close()
         found = await answer(fleet, world.ledger, world.database, world.agents, COARSE)
         await pool.aclose()
         return found

@@ -34,8 +34,9 @@ class Ledger:
     started: Counter[UUID] = field(default_factory=Counter)
     acknowledged: dict[UUID, str] = field(default_factory=dict)
     """How each run ended, as its machine was told."""
-    on_s: Counter[str] = field(default_factory=Counter)
-    """For how long a machine was there, by runtime."""
+    on_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """For how long a machine was on, by name."""
+    _on_since: dict[str, float] = field(default_factory=dict)
     _hurt: dict[UUID, tuple[str, float]] = field(default_factory=dict)
     _alive: defaultdict[tuple[UUID | None, UUID], set[UUID]] = field(
         default_factory=lambda: defaultdict(set)
@@ -44,6 +45,18 @@ class Ledger:
     def statement(self, sql: str) -> None:
         self.statements[sql] += 1
         self.minutes[int(trio.current_time() // MINUTE_S)] += 1
+
+    def is_on(self, machine: str) -> None:
+        self._on_since.setdefault(machine, trio.current_time())
+
+    def is_off(self, machine: str) -> None:
+        if (since := self._on_since.pop(machine, None)) is not None:
+            self.on_s[machine] += trio.current_time() - since
+
+    def close(self) -> None:
+        """At the end of the time that is measured."""
+        for machine in list(self._on_since):
+            self.is_off(machine)
 
     # Faults, and what it takes to recover from them
 

@@ -308,9 +308,7 @@ class FleetMachine:
             self._wake()
             strikes_at = now + blow_in_s
             await trio.sleep_until(min(until, strikes_at))
-            on_s = trio.current_time() - now
-            self.ledger.on_s[self.name] += round(on_s)
-            blow_in_s -= on_s
+            blow_in_s -= trio.current_time() - now
             if trio.current_time() >= strikes_at:
                 await self._strike()
                 blow_in_s = self._next()
@@ -359,6 +357,7 @@ class FleetMachine:
         await trio.sleep(seconds)
 
     def _sleep(self, kind: str) -> None:
+        self.ledger.is_off(self.name)
         self._awake = _unset(self._awake)
         self._lose_contact(kind)
         for run in self.runs.values():
@@ -376,6 +375,7 @@ class FleetMachine:
 
     def _wake(self) -> None:
         """Whose promise has ended meanwhile is ended before it does a thing."""
+        self.ledger.is_on(self.name)
         if trio.current_time() >= self._trusted_until:
             self._give_up()
         if not self._awake.is_set():
