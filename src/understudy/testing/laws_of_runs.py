@@ -173,11 +173,14 @@ def bills_add_up(evidence: Evidence) -> Iterator[str]:
 
 @always
 def nothing_undelivered_is_dropped(evidence: Evidence) -> Iterator[str]:
-    """R6.4, R8.6: no machine drops a run from its disk while the server counts on it."""
+    """R6.4, R8.6: no machine drops a run from its disk while the server counts on it.
+
+    What is only dispatched may be there under a newer claim, and is not begun under the older.
+    """
     told = stories(evidence)
     for (machine, task_id), at in evidence.machines.let_go.items():
         before = [each for each in told.get(task_id, []) if each.at <= at + CLOSE_S]
-        if not before or STATUS[before[-1].kind] in {*TERMINAL, "queued"}:
+        if not before or STATUS[before[-1].kind] != "running":
             continue
         if evidence.place(before[-1]) == machine:
             yield f"{task_id} is {before[-1].body['status']}, and {machine} drops it at {at:.3f}"
