@@ -34,7 +34,7 @@ async def wait_nothing_left(
     with trio.move_on_after(PATIENCE_S):
         while True:
             found = [_left_over(each, shops.get(each.name)) for each in machines]
-            found += _connected(connections)
+            found += _connected(connections, {each.name for each in machines})
             if not any(map(is_something, found)):
                 break
             await trio.sleep(LOOK_S)
@@ -59,10 +59,11 @@ def _left_over(machine: SimulatedMachine, shop: Workshop | None) -> LeftOver:
     )
 
 
-def _connected(connections: Connections) -> Iterator[LeftOver]:
+def _connected(connections: Connections, machines: set[str]) -> Iterator[LeftOver]:
     for owner, streams in sorted(connections.items()):
         peers = [str(stream.peer[0]) for stream in streams if stream.is_open]
-        if len(peers) > NEEDED.get(owner.partition("-")[0], 0):
+        kind = "machine" if owner in machines else owner.partition("-")[0]
+        if len(peers) > NEEDED.get(kind, 0):
             yield LeftOver(owner, connections=sorted(peers))
 
 

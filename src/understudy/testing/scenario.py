@@ -203,13 +203,17 @@ class Scenario:
             await self._rest()
 
     async def _rest(self) -> None:
+        """What is still active after an hour is the auditor's to tell."""
         self.auditor.disturbed()
-        with trio.fail_after(PATIENCE_S):
+        with trio.move_on_after(PATIENCE_S):
             while await self._is_active():  # noqa: ASYNC110
                 await trio.sleep(AGAIN_S)
         there = [each.machine for each in self.machines if each.is_on]
-        self.auditor.machines.left_over = await wait_nothing_left(there, self.auditor.shops)
-        self.auditor.is_over = True
+        auditor = self.auditor
+        auditor.machines.left_over = await wait_nothing_left(
+            there, auditor.shops, auditor.connections
+        )
+        auditor.is_over = True
 
     async def _is_active(self) -> bool:
         active: int = await self.database.pool.fetchval(
