@@ -24,6 +24,7 @@ ISSUES: Final = 5
 DEEDS: Final = 14
 PAUSE_S: Final = (0.0, 0.0, 1.0, 10.0, 30.0)
 DEED_S: Final = (0.0, 1.0, 5.0, 15.0, 30.0)
+CROWDS: Final = (1, 2, 5, 5)
 WONDERS: Final = 30
 WONDER_S: Final = (0.0, 1.0, 10.0, 20.0)
 AGAIN_S: Final = 2.0
@@ -42,6 +43,11 @@ class People:
     auditor: Auditor
     issues: list[str] = field(default_factory=list)
     """Keys."""
+
+    def __post_init__(self) -> None:
+        """Whom they call in this world: where it is always the same one, many wait for him."""
+        first, crowd = self._pick("first", range(len(self.agents))), self._pick("crowd", CROWDS)
+        self.agents = (self.agents[first:] + self.agents[:first])[:crowd]
 
     async def live(self) -> None:
         async with trio.open_nursery() as nursery:
