@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SEEDS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test test-all clis browser check docs simulate mutants bench format clean
+.PHONY: help setup up demo test test-all clis browser check docs simulate mutants guards bench format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ docs: $(READY) ## write the exchanges in docs/protocol.md and the tables in docs
 simulate: $(READY) ## whole installations under faults, in virtual time: SEEDS=500, or MINUTES=3
 	$(BIN)/understudy torture $(if $(MINUTES),--minutes $(MINUTES),--seeds $(SEEDS))
 
-mutants: $(READY) ## break the guards one by one; each must turn a test red
+mutants: $(READY) ## break the guards one by one: the seed of a simulated world that notices each; ONLY=word
+	$(BIN)/python -m tests.world_mutants $(if $(ONLY),--only '$(ONLY)')
+
+guards: $(READY) ## the same for the unit tests; each must turn one red
 	$(BIN)/python tests/mutants.py
 
 bench: $(READY) ## speed, as ratios within one run; "make bench BENCH=--quick" takes a minute

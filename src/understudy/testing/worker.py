@@ -23,7 +23,10 @@ ANSWER_BYTES: Final = 65536
 
 @final
 class Worker:
-    """A process that conducts one trial after the other; when it dies, the next gets a new one."""
+    """A process that conducts one trial after the other; when it dies, the next gets a new one.
+
+    `source`: the directory whose `understudy` it imports, else ours.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,14 @@ class Worker:
         stderr: Path,
         world: str = WORLD,
         limit_s: float = LIMIT_S,
+        source: Path | None = None,
     ) -> None:
         self._dsn = dsn
         self._hash_seed = hash_seed
         self._stderr = stderr
         self._world = world
         self._limit_s = limit_s
+        self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self._process: trio.Process | None = None
 
     async def conduct(self, trial: Trial) -> Outcome:
@@ -75,7 +80,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "PYTHONHASHSEED": str(self._hash_seed)},
+                env={**os.environ, "PYTHONHASHSEED": str(self._hash_seed), **self._source},
                 start_new_session=True,  # Ctrl-C in the terminal is for us; we tell it.
             )
 
