@@ -80,7 +80,7 @@ class Line:
     """For how long its work stays its own (R4.11), once it is closed."""
     is_attended: bool = True
     """Its node has not yet noticed that nobody speaks any more."""
-    _calls: set[trio.CancelScope] = field(default_factory=set)
+    _calls: dict[trio.CancelScope, None] = field(default_factory=dict)
 
     async def call(self, name: str, body: Struct, subject: UUID | None = None) -> Any:  # noqa: ANN401
         """The answer or the `Refusal`. Raises `LineLost` or `Unavailable`."""
@@ -108,11 +108,11 @@ class Line:
     @contextmanager
     def _while_open(self) -> Iterator[None]:
         with trio.CancelScope() as scope:
-            self._calls.add(scope)
+            self._calls[scope] = None
             try:
                 yield
             finally:
-                self._calls.discard(scope)
+                del self._calls[scope]
 
     def close(self) -> None:
         """For the daemon. The node may take a while to notice."""
