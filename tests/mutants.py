@@ -1,7 +1,7 @@
-"""Break the guards one by one: each broken guard must turn a test red (`make mutants`).
+"""Break the guards one by one: each broken guard must turn a test red (`make guards`).
 
 A mutant is a change to a copy of `src`, never in place. `--only WORD` takes those whose name has
-the word in it; `--simulate N` asks what N simulated worlds alone would notice.
+the word in it. What simulated worlds alone notice, tests/world_mutants.py tells.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PATIENCE_S: Final = 180
-WORLD_S: Final = 30
-"""For one simulated world on a busy machine; on an idle one it takes two or three."""
 MOVES, CONCURRENCY = "tests/store/test_moves.py", "tests/store/test_concurrency.py"
 RETRIES, LATE = "tests/store/test_retries.py", "tests/store/test_late_results.py"
 CANCEL, RERUN = "tests/store/test_cancel.py", "tests/store/test_rerun.py"
@@ -227,18 +225,19 @@ def mutated(mutant: Mutant, path: Path) -> None:
     path.write_text(text[:start] + before + mutant.new + after)
 
 
-def outcome(mutant: Mutant, arguments: list[str], patience_s: float) -> tuple[str, str]:
+def outcome(mutant: Mutant) -> tuple[str, str]:
     """`killed`, `survived` or `broken`, and the test that did it."""
     with TemporaryDirectory(prefix="understudy-mutant-") as directory:
         source = shutil.copytree(ROOT / "src", Path(directory) / "src")
         mutated(mutant, source / "understudy" / mutant.file)
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-                   "--seed=1", "--tb=no", "-rfE", "--show-capture=no", *arguments]  # fmt: skip
+                   "--seed=1", "--tb=no", "-rfE", "--show-capture=no",
+                   *mutant.tests.split()]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True,
-                timeout=patience_s, check=False,
+                timeout=PATIENCE_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "killed", "it never ends"
@@ -250,15 +249,12 @@ def outcome(mutant: Mutant, arguments: list[str], patience_s: float) -> tuple[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose name has this in it")
-    parser.add_argument("--simulate", type=int, default=0, help="by so many worlds alone")
     options = parser.parse_args()
-    worlds = ["tests/simulation", f"--seeds={options.simulate}", "--first-seed=1"]
     survivors = 0
     for mutant in MUTANTS:
         if options.only in mutant.name:
             began = time.monotonic()
-            arguments = worlds if options.simulate else mutant.tests.split()
-            verdict, by = outcome(mutant, arguments, PATIENCE_S + WORLD_S * options.simulate)
+            verdict, by = outcome(mutant)
             survivors += verdict != "killed"
             took_s = time.monotonic() - began
             sys.stdout.write(f"{verdict:8} {mutant.name:36} {took_s:5.1f} s  {by}\n")
