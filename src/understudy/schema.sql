@@ -816,7 +816,7 @@ begin
   with expired as materialized (
     select t.id from understudy.tasks t
     where t.runtime_id = p_runtime and t.status = 'dispatched' and t.claim_expires_at <= understudy.now()
-    for update skip locked
+    order by t.id for update skip locked
   ), returned as (
     update understudy.tasks t
       set status = 'queued', move = 'requeue', claim_token = null, fence = 'none', claim_expires_at = null,

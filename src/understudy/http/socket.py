@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -63,6 +64,14 @@ def blueprint(site: Site, desk: Desk) -> Blueprint:
     return routes
 
 
+@dataclass(frozen=True)
+class Farewell(Exception):
+    """Why the connection is to be closed."""
+
+    code: int
+    reason: str
+
+
 class Conversation:
     """One connection. What it pushes goes through `link`, which the runtimes' actors hold."""
 
@@ -75,32 +84,35 @@ class Conversation:
         self._room = trio.Semaphore(AT_WORK_MAX)
 
     async def run(self) -> None:
+        farewell: Farewell | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_frames, nursery.cancel_scope)
-                nursery.start_soon(self._say_goodbye, nursery.cancel_scope)
+                nursery.start_soon(self._say_goodbye)
                 await self._receive_frames(nursery)
-                nursery.cancel_scope.cancel()
         except* GONE:
             pass
+        except* Farewell as group:
+            farewell = _first(group)
         except* Exception:
             logger.exception("a daemon's connection failed")
-            await websocket.close(FAILED, "something broke here; it is logged")
+            farewell = Farewell(FAILED, "something broke here; it is logged")
         finally:
             self._detach()
+        if farewell is not None:  # Once nobody sends any more.
+            await websocket.close(farewell.code, farewell.reason)
 
     async def _receive_frames(self, nursery: trio.Nursery) -> None:
+        """Raises `Farewell`."""
         while True:
             with trio.move_on_after(SILENCE_S) as silence:
                 text = await websocket.receive()
             if silence.cancelled_caught:
-                await websocket.close(GOING_AWAY, "silent for too long")
-                return
+                raise Farewell(GOING_AWAY, "silent for too long")
             try:
                 frame = decode_from_daemon(text or b"")
             except RemoteProtocolError as error:
-                await websocket.close(POLICY, str(error)[:100])
-                return
+                raise Farewell(POLICY, str(error)[:100]) from None
             match frame:
                 case Calls(payload=calls):
                     for call in calls:
@@ -156,17 +168,25 @@ class Conversation:
                 await websocket.send(encode(each))
         connection.cancel()  # The link was closed: this daemon does not read.
 
-    async def _say_goodbye(self, connection: trio.CancelScope) -> None:
+    async def _say_goodbye(self) -> None:
+        """Raises `Farewell`."""
         await self._site.stopping.wait()
         await websocket.send(encode(Bye()))
-        await websocket.close(RESTART, "the server stops")
-        connection.cancel()
+        raise Farewell(RESTART, "the server stops")
 
     def _detach(self) -> None:
         """No await in here: it runs when the connection is cancelled too."""
         self._link.close()
         for runtime_id in self._runtimes:
             self._site.cast.detach(runtime_id, self._link)
+
+
+def _first(group: BaseExceptionGroup[Farewell]) -> Farewell:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, Farewell)
+    return found
 
 
 def _gathered(first: FromServer, frames: trio.MemoryReceiveChannel[FromServer]) -> list[FromServer]:

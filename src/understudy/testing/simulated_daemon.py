@@ -65,13 +65,15 @@ class SimulatedDaemon:
         self.machine.daemons.append(process)
         send, signals = trio.open_memory_channel[int](10)
         process.start_soon(nursery, self.run, signals, ended)
-        async with trio.open_nursery() as watch:
-            if self.machine.chance.befalls(self.machine.name, faults.DAEMON_TWICE):
-                watch.start_soon(self._incarnate, nursery, f"{name}, a second one")
-            watch.start_soon(self._ask_to_end, process, send)
-            for event in (ended, process.died):
-                watch.start_soon(_wait_and_cancel, event, watch.cancel_scope)
-        process.kill()
+        try:
+            async with trio.open_nursery() as watch:
+                if self.machine.chance.befalls(self.machine.name, faults.DAEMON_TWICE):
+                    watch.start_soon(self._incarnate, nursery, f"{name}, a second one")
+                watch.start_soon(self._ask_to_end, process, send)
+                for event in (ended, process.died):
+                    watch.start_soon(_wait_and_cancel, event, watch.cancel_scope)
+        finally:
+            process.kill()
 
     async def run(self, signals: trio.MemoryReceiveChannel[int], ended: trio.Event) -> None:
         stand_on(self.machine)
