@@ -327,6 +327,13 @@ def _an_agent_runs_two_of_one(made: Made) -> None:
     made.claimed("c", 20.0, issue="two")
 
 
+@breaks("what-waits-is-bound-as-its-agent-is")
+def _what_is_given_back_stays_there(made: Made) -> None:
+    task_id = made.task("c", 80.0)
+    made.move(task_id, 81.0, "claim", "mac")
+    made.move(task_id, 90.0, "requeue", "mac")
+
+
 @breaks("an-agent-is-on-an-issue-once")
 def _an_agent_is_twice_on_an_issue(made: Made) -> None:
     made.claimed("c", 20.0)
@@ -388,6 +395,14 @@ def _a_run_is_lost_after_a_minute(made: Made) -> None:
 def _a_run_times_out_on_a_machine_that_is_heard(made: Made) -> None:
     made.hear("mac", 590.0)
     made.failed(made.claimed("c", 80.0), 600.0, "timeout", "time_out")
+
+
+@breaks("a-living-machine-gives-back-what-it-does-not-start")
+def _a_living_machine_prepares_for_ever(made: Made) -> None:
+    made.hear("mac", *range(0, 500, 15))
+    task_id = made.task("c", 80.0)
+    made.move(task_id, 81.0, "claim", "mac")
+    made.failed(task_id, 390.0, "timeout", "time_out")
 
 
 @breaks("queues-are-patient")
@@ -484,6 +499,11 @@ def _what_is_cancelled_is_alive(made: Made) -> None:
     _cancelled(made, None)
 
 
+@breaks("what-was-called-off-is-cancelled")
+def _what_was_to_be_stopped_fails(made: Made) -> None:
+    made.tasks[id_of("b")]["cancel_requested_at"] = at(65.0)
+
+
 @breaks("unconfirmed-means-unheard")
 def _who_was_there_was_not_asked(made: Made) -> None:
     _cancelled(made, "unconfirmed")
@@ -519,6 +539,15 @@ def _called(made: Made) -> UUID:
 @breaks("who-is-called-is-told")
 def _nobody_tells_the_agent(made: Made) -> None:
     _called(made)
+
+
+@breaks("the-next-attempt-is-told-the-same")
+def _a_retry_does_not_hear_who_called(made: Made) -> None:
+    task_id = made.claimed("c", 80.0)
+    made.run(task_id, 82.1, 90.0, brief="Ada: @nia. look")
+    made.failed(task_id, 90.0, "timeout")
+    heir = made.claimed("d", 90.0, attempt=2, parent_task_id=task_id)
+    made.run(heir, 92.1, 95.0, brief="")
 
 
 @breaks("no-call-waits-for-ever")

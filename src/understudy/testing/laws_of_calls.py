@@ -22,6 +22,16 @@ def who_is_called_is_told(evidence: Evidence) -> Iterator[str]:
                 yield from _unheard(evidence, comment, agent_id)
 
 
+@always
+def the_next_attempt_is_told_the_same(evidence: Evidence) -> Iterator[str]:
+    """R5.3, R10.2: the next attempt is told what the one before it was told, and maybe more."""
+    for task_id, run in evidence.machines.runs.items():
+        row = evidence.tasks[task_id]
+        before = evidence.machines.runs.get(row["parent_task_id"])
+        if row["attempt"] > 1 and before is not None and before.brief not in run.brief:
+            yield f"{task_id} is told {run.brief!r}, and the attempt before it {before.brief!r}"
+
+
 @at_rest
 def no_call_waits_for_ever(evidence: Evidence) -> Iterator[str]:
     """R10.2: when all is done, each call has the task that was to answer it."""

@@ -57,6 +57,16 @@ def agents_stay_where_they_are_bound(evidence: Evidence) -> Iterator[str]:
             yield f"{event.body['task_id']} is claimed by another machine than its agent's"
 
 
+@always
+def what_waits_is_bound_as_its_agent_is(evidence: Evidence) -> Iterator[str]:
+    """R3.1, R3.8: what is queued may go wherever its agent may, whoever has given it back."""
+    for event in evidence.events:
+        if event.kind == "task:queued":
+            bound_to = evidence.agents[UUID(event.body["agent_id"])]["runtime_id"]
+            if event.body["runtime_id"] != (bound_to and str(bound_to)):
+                yield f"{event.task_id} waits for {event.body['runtime_id']}, not for {bound_to}"
+
+
 def _claims(evidence: Evidence) -> Iterator[Happened]:
     return (event for event in evidence.events if event.kind == "task:dispatch")
 

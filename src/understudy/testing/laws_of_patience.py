@@ -69,6 +69,20 @@ def clocks_judge_only_the_silent(evidence: Evidence) -> Iterator[str]:
 
 
 @always
+def a_living_machine_gives_back_what_it_does_not_start(evidence: Evidence) -> Iterator[str]:
+    """R3.8: no claim of a machine that is heard all the time waits for the clock of R4.10."""
+    claimed_at: dict[UUID | None, float] = {}
+    for event in evidence.moves():
+        since = claimed_at.pop(event.task_id, None)
+        if event.kind == "task:dispatch":
+            claimed_at[event.task_id] = event.at
+        elif event.body["move"] == "time_out" and since is not None:
+            machine = evidence.place(event)
+            if evidence.silence_s(machine, since, event.at) < SILENCE_S:
+                yield f"{event.task_id} is with {machine}, which is heard, and never starts"
+
+
+@always
 def queues_are_patient(evidence: Evidence) -> Iterator[str]:
     """Section 2: no task expires that was queued for less than it may be."""
     since: dict[UUID | None, float] = {}

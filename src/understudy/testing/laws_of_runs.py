@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from understudy.testing.evidence import CLOSE_S, TERMINAL, Evidence, Happened, Row, Run, seconds
+from understudy.testing.evidence import CLOSE_S, Evidence, Happened, Row, Run, seconds
 from understudy.testing.laws import always, at_rest
 from understudy.testing.laws_of_tasks import stories
 from understudy.testing.replay import STATUS
@@ -116,6 +116,14 @@ def cancelled_means_gone(evidence: Evidence) -> Iterator[str]:
     for run, row in _outlived(evidence):
         if row["error"] is None:
             yield f"{row['id']} is cancelled, and {run.machine} still works on it"
+
+
+@always
+def what_was_called_off_is_cancelled(evidence: Evidence) -> Iterator[str]:
+    """R7.1: what was to be stopped does not fail, whatever ends it, and is not tried again."""
+    for task_id, row in evidence.tasks.items():
+        if row["cancel_requested_at"] is not None and row["status"] == "failed":
+            yield f"{task_id} was to be cancelled, and has failed: {row['failure_reason']}"
 
 
 @always
