@@ -116,6 +116,11 @@ def seeded_schedule(seed: int) -> Iterator[None]:
         _r.setstate(state)
 
 
+def reseed(seed: int) -> None:
+    """From here on the order is that of the seed, whatever came before in this run."""
+    _r.seed(seed)
+
+
 def _waiting_tasks() -> Iterator[str]:
     """The task's name and the lines it waits at, outermost first, trio's own left out."""
     for task in _descendants(trio.lowlevel.current_root_task()):

@@ -82,9 +82,8 @@ class SimulatedDaemon:
             async with aclosing(signals):
                 await run_daemon(self.config, Branch("daemon"), poller=poller, signals=signals)
         except* CRASHES as group:
-            self.machine.auditor.note(
-                f"{self.machine.name}'s daemon crashes: {group.exceptions[0]!r}"[:160]
-            )
+            what = repr(group.exceptions[0]).replace(str(self.config.path), "…")
+            self.machine.auditor.note(f"{self.machine.name}'s daemon crashes: {what}"[:160])
         ended.set()
 
     async def _ask_to_end(
