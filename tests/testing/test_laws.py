@@ -504,6 +504,17 @@ def _what_was_to_be_stopped_fails(made: Made) -> None:
     made.tasks[id_of("b")]["cancel_requested_at"] = at(65.0)
 
 
+@breaks("who-is-called-off-stops-soon")
+def _who_is_called_off_works_on(made: Made) -> None:
+    made.tasks[A]["cancel_requested_at"] = at(20.0)
+    made.machines.runs[A].spans = [(12.1, 100.0)]
+
+
+@breaks("a-rerun-replaces-what-runs")
+def _a_rerun_runs_beside_another(made: Made) -> None:
+    made.machines.replacing.append(made.task("c", 30.0, trigger="rerun"))
+
+
 @breaks("unconfirmed-means-unheard")
 def _who_was_there_was_not_asked(made: Made) -> None:
     _cancelled(made, "unconfirmed")

@@ -147,6 +147,8 @@ class Machines:
     """When somebody ran something again, from the question to the answer."""
     closing: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """When its daemon was about to end, and took nothing more."""
+    replacing: list[UUID] = field(default_factory=list)
+    """Tasks that were asked for in place of what their agent had on the issue."""
     posted: list[str] = field(default_factory=list)
     """Comments whose writers were told that they are written, by id."""
     explained: list[Explained] = field(default_factory=list)

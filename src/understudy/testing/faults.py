@@ -83,6 +83,7 @@ LOST_ON_DISK = kind("unsynced-lost", 0.5, "a change that was not synced, at a po
 TORN_OUTBOX = kind("outbox-torn", 0.5, "an outbox, at a power cut: half of a next commit")
 DISK_LOST = kind("disk-lost", 0.04, "a machine whose daemon has ended: comes back empty")
 DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some time")
+CHECKOUT_SLOW = kind("checkout-slow", 0.1, "a run: its preparation takes long, up to minutes")
 CLOCK_DRIFTS = kind("clock-drifts", 0.3, "a machine: its clocks run slow or fast")
 CLOCK_JUMPS = kind("clock-jumps", 0.1, "a machine, now and then: its wall clock is set")
 KEEPER_KILLED = kind("keeper-killed", 0.08, "a machine, now and then: SIGKILL for a keeper")

@@ -13,6 +13,10 @@ from understudy.testing.replay import STATUS
 
 SILENCE_S: Final = 45.0
 UNCONFIRMED_S: Final = 300.0
+SOON_S: Final = 75.0
+"""A heartbeat, the 6 s of R7.2, and a node that reads the events through a slow statement."""
+ATTENTIVE_S: Final = 20.0
+"""Who is heard as often has had his answers."""
 
 
 def _ends(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
@@ -124,6 +128,40 @@ def what_was_called_off_is_cancelled(evidence: Evidence) -> Iterator[str]:
     for task_id, row in evidence.tasks.items():
         if row["cancel_requested_at"] is not None and row["status"] == "failed":
             yield f"{task_id} was to be cancelled, and has failed: {row['failure_reason']}"
+
+
+@always
+def who_is_called_off_stops_soon(evidence: Evidence) -> Iterator[str]:
+    """R7.1, R7.2: a machine that is heard hears in turn whom to stop, and stops him."""
+    for task_id, run in evidence.machines.runs.items():
+        asked = evidence.tasks[task_id]["cancel_requested_at"]
+        if asked is None or run.ended_at <= (until := seconds(asked) + SOON_S):
+            continue
+        if evidence.silence_s(run.machine, seconds(asked), until) < ATTENTIVE_S:
+            yield f"{task_id} was called off at {until - SOON_S:.1f}, {run.machine} works on it"
+
+
+@always
+def a_rerun_replaces_what_runs(evidence: Evidence) -> Iterator[str]:
+    """R7.6: who runs an issue again, and not behind what its agent has there, has that stopped."""
+    told = stories(evidence)
+    for task_id in evidence.machines.replacing:
+        row, at = evidence.tasks[task_id], told[task_id][0].at
+        for other_id, other in evidence.tasks.items():
+            is_older = told[other_id][0].at < at < evidence.ended_at(other) - CLOSE_S
+            if is_older and _same_turn(row, other) and not _was_called_off(other, at):
+                yield f"{task_id} was asked for in place of {other_id}, which goes on"
+
+
+def _same_turn(one: Row, other: Row) -> bool:
+    return (one["agent_id"], one["issue_id"]) == (other["agent_id"], other["issue_id"])
+
+
+def _was_called_off(row: Row, at: float) -> bool:
+    """By then; a late success has another end than it had."""
+    asked = row["cancel_requested_at"]
+    is_late = row["move"] == "complete_late"
+    return is_late or (asked is not None and seconds(asked) <= at + CLOSE_S)
 
 
 @always

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, final
+from uuid import UUID
 
 import httpx2
 import trio
@@ -135,9 +136,11 @@ class People:
         }
         asked_at = trio.current_time()
         try:
-            await self._insist("post", f"/api/issues/{key}/rerun", wanted)
+            done = await self._insist("post", f"/api/issues/{key}/rerun", wanted)
         finally:
             self.auditor.machines.reruns.append((asked_at, trio.current_time()))
+        if done is not None and not wanted["after"]:
+            self.auditor.machines.replacing.append(UUID(done["id"]))
 
     async def _cancel(self, key: str, _: int) -> None:
         if task := await self._active(key):

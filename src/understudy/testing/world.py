@@ -45,6 +45,7 @@ from understudy.testing.locks import Locks
 from understudy.testing.network import MemoryNetwork
 from understudy.testing.people import People
 from understudy.testing.readers import Reader
+from understudy.testing.simulated_checkout import slow_checkouts
 from understudy.testing.simulated_daemon import SimulatedDaemon
 from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_machine import SimulatedMachine
@@ -210,7 +211,7 @@ class World:
     readers: list[Reader] = field(default_factory=list)
 
     async def run(self) -> None:
-        with _slowed(), tapped(self.auditor):
+        with _slowed(), slow_checkouts(), tapped(self.auditor):
             agents = await self._set_up()
             with disks(*(machine.disk for machine in self.machines)), self.locks.installed():
                 async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
@@ -337,16 +338,14 @@ class World:
             if not await self._is_active():
                 break
             await trio.sleep(5)
-        written = await self._written(first)
+        self.auditor.machines.left_over = await wait_nothing_left(
+            self.machines, self.auditor.shops, self.auditor.connections
+        )
         for _ in range(SETTLED_TRIES):
+            written = await self._written(first)
             if all(reader.heard[-1:] == written[-1:] for reader in self.readers):
                 break
             await trio.sleep(5)
-            written = await self._written(first)
-        auditor = self.auditor
-        auditor.machines.left_over = await wait_nothing_left(
-            self.machines, auditor.shops, auditor.connections
-        )
         for reader in self.readers:
             self.auditor.check_stream(reader.name, reader.heard, written)
         self.auditor.is_over = True
