@@ -109,6 +109,24 @@ def test_a_node_knows_within_10_s_whether_there_are_others(perform: Perform) -> 
     perform(play)
 
 
+def test_a_machine_that_is_online_with_no_node_may_be_taken_in_by_a_peer_any_moment(
+    perform: Perform,
+) -> None:
+    """R4.11: who promises the long time of a node alone would not know that it is back."""
+
+    async def play(stage: Stage) -> None:
+        heard: list[bool] = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(a_lease(stage, heard).run)
+            assert heard == [False]
+            await stage.board.runtime("left alone")
+            await trio.sleep(11)
+            assert heard == [False, True]
+            nursery.cancel_scope.cancel()
+
+    perform(play)
+
+
 def test_an_hour_without_the_database_is_one_line_in_the_log(
     perform: Perform, caplog: pytest.LogCaptureFixture
 ) -> None:

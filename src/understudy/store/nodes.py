@@ -24,7 +24,7 @@ async def renew(database: Database, node_id: UUID, address: str, *, lease_s: flo
         ) select exists (select from understudy.nodes n, mine
                          where n.id <> mine.id and n.lease_expires_at > understudy.now())
               or exists (select from understudy.runtimes r, mine
-                         where r.status = 'online' and r.node_id <> mine.id)
+                         where r.status = 'online' and r.node_id is distinct from mine.id)
         """,
         node_id,
         address,

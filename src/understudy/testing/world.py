@@ -341,6 +341,7 @@ class World:
         self.auditor.machines.left_over = await wait_nothing_left(
             self.machines, self.auditor.shops, self.auditor.connections
         )
+        written = list[int]()
         for _ in range(SETTLED_TRIES):
             written = await self._written(first)
             if all(reader.heard[-1:] == written[-1:] for reader in self.readers):
