@@ -14,6 +14,7 @@ from typing import Final, TypeVar, final
 
 import trio
 
+from understudy.daemon.files import replace_file
 from understudy.daemon.polling import PolledSession
 from understudy.daemon.probe import Found
 from understudy.daemon.processes import Process
@@ -218,7 +219,13 @@ class SimulatedMachine:
         bury()
         self.auditor.lost_memory(self.name, of_all=True)
         self.disk.wipe()
-        (self.disk.root / "daemon_id").write_text(self.name)
+        replace_file(self.disk.root / "daemon_id", self.name)
+
+    def disappear(self) -> None:
+        """Whatever it worked on is for others to find out."""
+        self.lose_disk()
+        (self.disk.root / "runs").mkdir()
+        self.auditor.note(f"{self.name} is gone for good")
 
     def _is_lost(self, site: str) -> bool:
         kind = faults.TORN_OUTBOX if "outbox" in site else faults.LOST_ON_DISK
