@@ -52,7 +52,7 @@ class Age:
     async def run_one(self) -> None:
         database = self.queue.database
         claim = claims.claim(database, self.runtime_id, slots=1, fence="full", claim_s=60.0)
-        (task,) = await self._time("claim", claim)
+        (task,) = (await self._time("claim", claim)).tasks
         held = Holder(task.workspace_id, task.id, task.claim_token)
         await self._time("start", tasks.start(database, held))
         result = {"output": "It is done."}

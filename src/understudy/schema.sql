@@ -873,6 +873,37 @@ begin
   return query select * from unnest(claimed);
 end $$;
 
+-- What a claim left: `left_for` are the runtimes for which the next claim would find something (null: for
+-- each of the place), `barred_s` for how long this one gets nothing, whatever there is. `p_claimed` says
+-- that it is asked after the claim. All of an agent's tasks that wait are bound to what the agent is.
+create function understudy.look_after_claim(
+  p_runtime uuid, p_claimed understudy.tasks[], out left_for uuid[], out barred_s float8
+) language plpgsql as $$
+declare
+  place understudy.runtimes;
+begin
+  select * into place from understudy.runtimes where id = p_runtime;
+  if not found then
+    left_for := array[null]::uuid[];   -- It could not look.
+    return;
+  end if;
+  left_for := array(
+    select distinct a.runtime_id from understudy.agents a
+    where a.workspace_id = place.workspace_id and a.provider = place.provider and a.archived_at is null
+      and exists (
+        select from understudy.tasks t
+        where t.agent_id = a.id and t.status = 'queued'
+          and not exists (
+            select from understudy.tasks f
+            where f.agent_id = t.agent_id and f.issue_id = t.issue_id and f.status in ('dispatched', 'running')))
+      and a.max_concurrent_tasks > (
+        select count(*) from understudy.tasks f
+        where f.agent_id = a.id and f.status in ('dispatched', 'running')));
+  barred_s := case
+    when place.problem is not null or place.retired_at is not null then 'infinity'
+    else extract(epoch from place.quota_resets_at - understudy.now()) end;
+end $$;
+
 -- What the runs of these claims need beside the task (R5.9, R10.2). A function of its own: the
 -- statement that claims sees nothing of what was committed while it waited for the agents, be it an
 -- issue or a comment that the task was told.

@@ -262,7 +262,9 @@ async def test_usage_of_one_model_named_twice_counts_as_the_last(node: Node) -> 
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
     (runtime,) = (await runtimes.register(node.database, machine, [offer])).runtimes
-    (claim,) = await claims.claim(node.database, runtime.id, slots=1, fence="full", claim_s=60)
+    (claim,) = (
+        await claims.claim(node.database, runtime.id, slots=1, fence="full", claim_s=60)
+    ).tasks
     holder = Holder(node.workspace.id, claim.id, claim.claim_token)
     rows = [Usage(provider="p", model="m", output_tokens=number) for number in (1, 2)]
     await tasks.report_usage(node.database, holder, rows)

@@ -166,7 +166,9 @@ async def running(node: Node) -> tuple[ClaimedTask, Holder]:
     machine = runtimes.Machine(node.workspace.id, "d", "d", None)
     offer = runtimes.Offer("scripted", "r", "", "1", "online", None)
     (runtime,) = (await runtimes.register(node.database, machine, [offer])).runtimes
-    (claim,) = await claims.claim(node.database, runtime.id, slots=1, fence="full", claim_s=60)
+    (claim,) = (
+        await claims.claim(node.database, runtime.id, slots=1, fence="full", claim_s=60)
+    ).tasks
     holder = Holder(node.workspace.id, claim.id, claim.claim_token)
     await tasks.start(node.database, holder)
     return claim, holder

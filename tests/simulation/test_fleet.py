@@ -151,6 +151,7 @@ def test_a_laptop_is_on_in_its_office_s_hours_and_off_from_friday_to_monday() ->
     ("sql", "name"),
     [
         ("select understudy.brief_claims(array(select understudy.claim_tasks($1)))", "claim_tasks"),
+        ("with c as (select understudy.claim_tasks($1)) select understudy.brief(c)", "claim_tasks"),
         ("update understudy.runtimes set last_seen_at = understudy.now()", "update runtimes"),
         ("commit", "commit"),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from uuid import UUID
 
 import pytest
 
 from understudy.core.records import Issue
-from understudy.store import tasks
+from understudy.store import claims, tasks
 from understudy.testing.story import Story, held
 
 
@@ -210,3 +211,70 @@ async def told(story: Story) -> list[str]:
         " where kind = 'agent:status' order by id"
     )
     return [row["status"] for row in rows]
+
+
+async def left_for(story: Story, slots: int = 1, runtime_id: UUID | None = None) -> set[str]:
+    """By the name of the machine; "anybody": each of the place."""
+    where = runtime_id or story.board.runtime_id
+    done = await claims.claim(story.database, where, slots=slots, fence="full", claim_s=60)
+    rows = await story.database.pool.fetch("select id, daemon_id from understudy.runtimes")
+    names: dict[UUID | None, str] = {row["id"]: row["daemon_id"] for row in rows}
+    return {(names | {None: "anybody"})[each] for each in done.left_for}
+
+
+async def test_a_claim_tells_for_whom_something_is_left(story: Story) -> None:
+    """R3.10: so that others look only if there is something to be found."""
+    other = await story.board.runtime("other-daemon")
+    bound = await story.board.agent("Bound", runtime_id=other.id)
+    assert await left_for(story) == set()
+    for number in range(2):
+        await story.assigned(f"Issue {number}")
+    assert await left_for(story) == {"anybody"}
+    await story.assigned("Bound", bound)
+    assert await left_for(story, slots=0) == {"anybody", "other-daemon"}
+    assert await left_for(story) == {"other-daemon"}
+    assert await left_for(story, runtime_id=other.id) == set()
+
+
+async def test_what_cannot_be_claimed_is_not_left_for_anybody(story: Story) -> None:
+    """R3.3, R3.1: the agent has no room, is at it already, or is no more."""
+    narrow = await story.board.agent("Narrow", max_concurrent_tasks=1)
+    for number in range(2):
+        await story.assigned(f"Issue {number}", narrow)
+    assert await left_for(story, slots=2) == set()
+    issue = await story.assigned("One")
+    await story.running(issue)
+    await story.rerun(issue, after=True)
+    assert await left_for(story) == set()
+    await story.assigned("Another", await story.board.agent("Zed"))
+    await story.database.pool.execute("update understudy.agents set archived_at = now()")
+    assert await left_for(story) == set()
+
+
+async def test_a_claim_in_another_place_tells_nothing_of_this_one(story: Story) -> None:
+    """R3.1"""
+    await story.assigned()
+    await story.database.pool.execute("update understudy.runtimes set provider = 'other'")
+    assert await left_for(story) == set()
+    assert await left_for(story, runtime_id=UUID(int=9)) == {"anybody"}
+
+
+@pytest.mark.parametrize(
+    ("change", "barred_s"),
+    [
+        ("problem = null", -math.inf),
+        ("problem = 'claude is not logged in'", math.inf),
+        ("quota_resets_at = understudy.now() + interval '90 s'", 90.0),
+        ("quota_resets_at = understudy.now() - interval '90 s'", -90.0),
+    ],
+)
+async def test_a_claim_tells_for_how_long_its_runtime_gets_nothing(
+    story: Story, change: str, barred_s: float
+) -> None:
+    """R5.2, R9.4: what it leaves is for others."""
+    await story.assigned()
+    await story.database.pool.execute(f"update understudy.runtimes set {change}")
+    where = story.board.runtime_id
+    done = await claims.claim(story.database, where, slots=1, fence="full", claim_s=60)
+    assert done.barred_s == barred_s
+    assert done.left_for == (frozenset() if barred_s < 0 else {None})

@@ -238,7 +238,9 @@ async def test_another_workspace_finds_no_task(database: Database, board: Board)
 async def test_a_claim_carries_what_the_run_needs(database: Database, board: Board) -> None:
     await people.set_repository(database, board.workspace_id, "/srv/project")
     await board.assign(await board.issue("A thing"))
-    (brief,) = await claims.claim(database, board.runtime_id, slots=1, fence="full", claim_s=60)
+    (brief,) = (
+        await claims.claim(database, board.runtime_id, slots=1, fence="full", claim_s=60)
+    ).tasks
     assert brief.agent.name == "Nia"
     assert brief.issue is not None
     assert brief.issue.title == "A thing"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import final
+from typing import Final, final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -16,11 +15,12 @@ from understudy.actors import broadcast, runtime, task
 from understudy.actors.actor import Actor
 from understudy.actors.link import Link
 from understudy.actors.mailbox import ActorGone, Ref
+from understudy.actors.place import POLL_S, Left, Place
 from understudy.actors.presence import Presence
 from understudy.actors.troupe import Troupe
 from understudy.actors.watermark import Watermark
 from understudy.core.leases import Leases
-from understudy.core.lifecycle import TERMINAL, Status
+from understudy.core.lifecycle import TERMINAL, Move, Status
 from understudy.core.records import Runtime, Task
 from understudy.core.tree import Branch
 from understudy.store import runtimes
@@ -29,6 +29,8 @@ from understudy.store.errors import DatabaseUnavailable
 from understudy.store.tasks import Fence, Moved
 from understudy.wire.daemon import ClaimedTask, HeldTask, Ping
 from understudy.wire.frames import Cancel, Pinged, RuntimesGone
+
+WOKEN_MAX: Final = 1000
 
 
 @final
@@ -62,7 +64,8 @@ class Cast:
         self._presences: dict[
             UUID, Presence
         ] = {}  # As many as there are machines: none is dropped.
-        self._changes: Counter[tuple[UUID, str]] = Counter()
+        self._places: dict[tuple[UUID, str], Place] = {}
+        self._woken: dict[tuple[UUID, Move], None] = {}
         self._newest: WeakValueDictionary[UUID, Watermark] = WeakValueDictionary()
 
     async def run(
@@ -76,13 +79,16 @@ class Cast:
 
     def _runtime_actor(self, identity: UUID) -> Actor[runtime.Message]:
         presence = self._presences[identity]
+        place = self._places[presence.place]
         around = runtime.Surroundings(
             self.database,
             self.leases,
             self.node_id,
             presence,
-            changes=lambda: self._changes[presence.place],
-            changed=lambda: self.wake(*presence.place),
+            place,
+            changed=partial(self.wake, *presence.place),
+            left=partial(self._pass_on, place, presence),
+            poll=partial(self._poll, place),
             committed=partial(self.committed, None),
         )
         return runtime.RuntimeActor(identity, around)
@@ -99,9 +105,10 @@ class Cast:
     async def attend(self, row: Runtime) -> Ref[runtime.Message]:
         """See to it that a runtime has its actor, and is found when there is work for it."""
         if row.id not in self._presences:
-            self._presences[row.id] = Presence(
+            self._presences[row.id] = presence = Presence(
                 row.workspace_id, row.daemon_id, row.provider, trio.current_time()
             )
+            self._places.setdefault(presence.place, Place()).join(row.id, presence)
         if row.node_id == self.node_id:
             self._presences[row.id].is_ours = True
         return await self.runtimes.find(row.id)
@@ -127,6 +134,8 @@ class Cast:
     def forget(self, runtime_id: UUID) -> None:
         """It was removed; its daemon is told to register again (R4.7)."""
         presence = self._presences.pop(runtime_id, None)
+        if presence is not None:
+            self._places[presence.place].leave(runtime_id)
         self._hint(runtime_id, runtime.Forget())
         if presence is not None and presence.link is not None:
             presence.link.push(RuntimesGone(payload=[runtime_id]))
@@ -231,7 +240,7 @@ class Cast:
         if row.runtime_id is not None and (row.cancel_requested_at or row.status == "cancelled"):
             self.stop_run(row)
         if row.status is Status.QUEUED or row.status in TERMINAL:
-            self.wake(row.workspace_id, row.provider)
+            self.wake_for(row)
 
     def _note_claim(self, row: Task) -> None:
         presence = self._presences.get(row.runtime_id) if row.runtime_id else None
@@ -281,12 +290,25 @@ class Cast:
         if presence.link is not None:
             presence.link.push(Cancel(payload=[HeldTask(task_id=task_id)]))
 
-    def wake(self, workspace_id: UUID, provider: str) -> None:
-        """Something became claimable there: the shortcut first, then whoever may take it (R3.9)."""
-        self._changes[workspace_id, provider] += 1
-        for runtime_id, presence in self._presences.items():
-            if presence.place == (workspace_id, provider):
-                self._wake(runtime_id, presence)
+    def wake_for(self, row: Task) -> None:
+        """It was queued, or has left room to others; its event need not tell that again."""
+        if row.move is not Move.REQUEUE:  # No other move is made twice.
+            self._woken[row.id, row.move] = None
+            if len(self._woken) > WOKEN_MAX:
+                del self._woken[next(iter(self._woken))]
+        self.wake(row.workspace_id, row.provider, row.runtime_id)
+
+    def has_woken_for(self, task_id: UUID, move: Move) -> bool:
+        """Whether this node has acted on this move already; it is asked once."""
+        return self._woken.pop((task_id, move), self) is None
+
+    def wake(self, workspace_id: UUID, provider: str, runtime_id: UUID | None = None) -> None:
+        """Something became claimable there: the shortcut first, then who is to look (R3.9): the
+        runtime that is likely to get it, or whose turn it is."""
+        if (place := self._places.get((workspace_id, provider))) is not None:
+            place.changed()
+            if runtime_id is None or not self._ask(place, runtime_id):
+                self._ask_next(place)
 
     def wake_workspace(self, workspace_id: UUID | None = None) -> None:
         """Nobody knows what for; None: nor where."""
@@ -294,9 +316,34 @@ class Cast:
             if workspace_id in {None, place[0]}:
                 self.wake(*place)
 
-    def _wake(self, runtime_id: UUID, presence: Presence) -> None:
-        if not presence.is_hinted and self.runtimes.get(runtime_id) is not None:
-            presence.is_hinted = self._hint(runtime_id, runtime.MayHaveWork())
+    def _ask_next(self, place: Place, *, spares_barred: bool = False) -> None:
+        for runtime_id in place.in_line(spares_barred=spares_barred):
+            if self._ask(place, runtime_id):
+                return
+
+    def _ask(self, place: Place, runtime_id: UUID) -> bool:
+        """Whether it will look."""
+        presence = self._presences.get(runtime_id)
+        if presence is None or not presence.may_look(place.changes):
+            return False
+        place.to_the_end(runtime_id)
+        presence.is_hinted = self._hint(runtime_id, runtime.MayHaveWork())
+        return presence.is_hinted
+
+    def _pass_on(self, place: Place, looker: Presence, left: Left) -> None:
+        """A look left something. Nobody looks twice at one change, so this ends."""
+        now = trio.current_time()
+        for runtime_id in left:
+            if runtime_id is None:
+                self._ask_next(place, spares_barred=looker.barred_until > now)
+            elif (it := self._presences.get(runtime_id)) is not None and it.barred_until <= now:
+                self._ask(place, runtime_id)
+
+    def _poll(self, place: Place) -> None:
+        """Nobody has looked there for `POLL_S`: if a wake-up was lost, this finds it (R3.9)."""
+        place.changed()
+        place.look_at = trio.current_time() + POLL_S
+        self._ask_next(place)
 
     def _hint(
         self, runtime_id: UUID, message: runtime.Heard | runtime.MayHaveWork | runtime.Forget

@@ -18,6 +18,7 @@ import trio
 from understudy.actors.cast import Cast
 from understudy.actors.mailbox import ActorGone
 from understudy.actors.sweepers import Sweepers
+from understudy.core.lifecycle import Move
 from understudy.core.records import Event, Runtime
 from understudy.store import nodes, runtimes
 from understudy.store.errors import DatabaseUnavailable
@@ -75,10 +76,12 @@ class Courier:
                 await self._cast.attend(row)
 
     async def _deliver(self, events: Iterable[Event]) -> None:
-        places = set[tuple[UUID, str]]()
+        places = dict[tuple[UUID, str], UUID | None]()
         for event in events:
-            if event.kind in CLAIMABLE:
-                places.add((event.workspace_id, event.payload["provider"]))
+            if event.kind in CLAIMABLE and not self._is_known(event):
+                runtime_id = event.payload["runtime_id"]
+                place = event.workspace_id, event.payload["provider"]
+                places[place] = None if runtime_id is None else UUID(runtime_id)
             if event.kind in STOPPING:
                 self._stop(event)
             if event.kind in ENDS:
@@ -90,8 +93,13 @@ class Courier:
                 self._sweepers.soon("promote")
             elif event.kind == "daemon:register":
                 await self._note_machines(event)
-        for workspace_id, provider in places:
-            self._cast.wake(workspace_id, provider)
+        for (workspace_id, provider), runtime_id in places.items():
+            self._cast.wake(workspace_id, provider, runtime_id)
+
+    def _is_known(self, event: Event) -> bool:
+        """This node made the move, and has woken whoever must know."""
+        assert event.task_id is not None
+        return self._cast.has_woken_for(event.task_id, Move(event.payload["move"]))
 
     def _stop(self, event: Event) -> None:
         """R7.1, wherever it was asked for."""

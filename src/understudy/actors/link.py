@@ -51,6 +51,11 @@ class Link:
         self._settled = trio.Event()
 
     @property
+    def may_have_room(self) -> bool:
+        """Slots that are set aside may be free again in a moment."""
+        return self.is_open and self._granted > self._pushed
+
+    @property
     def free(self) -> int:
         """Slots that nobody has set aside."""
         return max(0, self._free())

@@ -38,10 +38,20 @@ class Presence:
     """It asks for its tasks, and needs no link."""
     is_hinted: bool = False
     """It has been told that there may be work, and has not looked yet."""
+    changes_seen: int = -1
+    """How many changes its place had seen when it looked last."""
+    barred_until: float = -math.inf
+    """When it looked last, it could take nothing: no quota (R5.2); infinity: a problem (R9.4)."""
 
     @property
     def place(self) -> tuple[UUID, str]:
         return self.workspace_id, self.provider
+
+    def may_look(self, changes: int) -> bool:
+        """Whether it has a use for what it finds, and has not looked since the newest change."""
+        link = self.link
+        has_room = link is not None and (link.may_have_room or not link.is_credited)
+        return has_room and not self.is_hinted and self.changes_seen < changes
 
     def next_expiry(self) -> float:
         return min(self.claims.values(), default=math.inf)

@@ -18,6 +18,7 @@ import trio
 
 from understudy.actors.actor import Actor
 from understudy.actors.mailbox import Ask, Ref
+from understudy.actors.place import DATABASE_RETRY_S, FOR_ANYBODY, POLL_S, Left, Place
 from understudy.actors.presence import Presence
 from understudy.core.leases import Leases
 from understudy.store import claims, runtimes
@@ -30,9 +31,6 @@ from understudy.wire.frames import Available, TaskAvailable
 logger = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 20
-POLL_S: Final = 30.0
-"""The fallback behind every wake-up: a lost one delays a task by at most this."""
-DATABASE_RETRY_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Attached:
 
 @dataclass(frozen=True)
 class MayHaveWork:
-    """Something became claimable, or a slot became free. To lose one costs `POLL_S`."""
+    """Something became claimable, or a slot became free, and it is this runtime's turn to look. To
+    lose one costs `POLL_S`."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,18 @@ Message: TypeAlias = Heard | Attached | MayHaveWork | Forget | Claim
 class Surroundings:
     """What an actor of a runtime is given by its node.
 
-    `changes` counts what became claimable for runtimes of its kind; `changed` hears of more, and
-    `committed` of claims.
+    `changed` hears of what became claimable, `left` of what a look left for others, `poll` that
+    nobody has looked for long, and `committed` of claims.
     """
 
     database: Database
     leases: Leases
     node_id: UUID
     presence: Presence
-    changes: Callable[[], int]
+    place: Place
     changed: Callable[[], None]
+    left: Callable[[Left], None]
+    poll: Callable[[], None]
     committed: Callable[[], None]
 
 
@@ -89,8 +90,11 @@ class RuntimeActor(Actor[Message]):
         self._around = around
         self._database = around.database
         self._presence = around.presence
+        self._place = around.place
         self._retry_at = -math.inf
         """While the database is away, a deadline that has passed must not spin."""
+        self._look_at = math.inf
+        """When it looks, whoever else has looked."""
         self._nothing_until = -math.inf
         """Until then nothing is queued, if nothing has changed since (R3.9)."""
         self._nothing_since = -1
@@ -103,7 +107,8 @@ class RuntimeActor(Actor[Message]):
         self._presence.is_hinted = False
         self._presence.heard_at = now = trio.current_time()
         await self._remember(now)
-        self._polled_at = now - POLL_S  # A link that is open may have waited for this.
+        if self._presence.link:  # It may have waited for this.
+            self._look_at = now
         self._presence.is_ours = row.node_id == self._around.node_id
         self._set_deadline()
 
@@ -124,16 +129,18 @@ class RuntimeActor(Actor[Message]):
                 await self._take_over()
             case Attached():
                 await self._take_over()
-                await self._push()
+                await self._look()
             case MayHaveWork():
                 self._presence.is_hinted = False
-                await self._push()
+                if not await self._look():
+                    self._around.left(FOR_ANYBODY)
             case Forget():
                 self.stop()
             case Claim(slots=slots, fence=fence, reply=reply):
                 await self._take_over()
                 try:
-                    reply([] if self._has_nothing() else await self._claim(slots, fence))
+                    nothing = self._has_nothing()
+                    reply([] if nothing else (await self._claim(slots, fence)).tasks)
                 except DatabaseUnavailable as away:
                     reply(away)
         self._set_deadline()
@@ -144,9 +151,19 @@ class RuntimeActor(Actor[Message]):
             await self._go_offline()
         elif now >= self._presence.next_expiry():
             await self._take_back()
-        elif now >= self._polled_at + POLL_S:
+        elif now >= self._look_at:
             await self._push()
+        elif now >= self._place.look_at:
+            self._around.poll()
         self._set_deadline()
+
+    def stop(self) -> None:
+        """What it was to look for is looked for by another, at once."""
+        super().stop()
+        self._presence.changes_seen = self._place.changes
+        if self._presence.is_hinted:
+            self._presence.is_hinted = False
+            self._around.left(FOR_ANYBODY)
 
     def _silent_at(self) -> float:
         return self._presence.heard_at + self._around.leases.offline_after_s
@@ -156,9 +173,9 @@ class RuntimeActor(Actor[Message]):
 
     def _set_deadline(self) -> None:
         silent_at = self._silent_at()
-        poll_at = self._polled_at + POLL_S if self._presence.link else silent_at
+        look_at = min(self._look_at, self._place.look_at) if self._presence.link else silent_at
         expiry_at = self._presence.next_expiry()
-        self.deadline = max(min(silent_at, poll_at, expiry_at), self._retry_at)
+        self.deadline = max(min(silent_at, look_at, expiry_at), self._retry_at)
 
     async def _take_over(self) -> None:
         """Attend it from this node, on which it was heard."""
@@ -217,46 +234,68 @@ class RuntimeActor(Actor[Message]):
         self._around.changed()
         self._around.committed()
 
-    async def _push(self) -> None:
+    async def _look(self) -> bool:
+        """Push what there is; false if it could not look, so that another must."""
+        link = self._presence.link
+        has_credit = link is not None and link.is_credited
+        if has_credit and self._place.has_nothing_for(self._id):
+            return True
+        return await self._push()
+
+    async def _push(self) -> bool:
         """Claim for the link as long as it has room and there is work."""
-        self._polled_at = trio.current_time()
+        self._look_at = math.inf
+        self._presence.changes_seen = self._place.changes
         if (link := self._presence.link) and not link.is_credited:
             link.push(TaskAvailable(payload=Available(runtime_id=self._id)))
-            return
+            return False
+        has_looked = False
         while (link := self._presence.link) and (slots := await link.reserve(BATCH_MAX)):
+            has_looked = True
             found = list[ClaimedTask]()
             try:
-                found = await self._claim(slots, "full")
+                found = (await self._claim(slots, "full")).tasks
             except DatabaseUnavailable:
                 logger.warning("runtime %s waits for work; the database is away", self._id)
+                self._place.could_not_look()
             finally:
                 link.settle(slots, used=len(found))
             link.push_tasks(found)
             if found:
                 self._around.committed()
             if len(found) < slots:
-                return
+                break
+        return has_looked
 
     def _has_nothing(self) -> bool:
         """R3.9; not while a claim of it may have run out (R3.8)."""
         now = trio.current_time()
-        return (
-            now < self._nothing_until
-            and self._nothing_since == self._around.changes()
-            and now < self._presence.next_expiry()
+        is_known = now < self._nothing_until and self._nothing_since == self._place.changes
+        return now < self._presence.next_expiry() and (
+            is_known or self._place.has_nothing_for(self._id)
         )
 
-    async def _claim(self, slots: int, fence: Fence) -> list[ClaimedTask]:
-        before = self._around.changes()
+    async def _claim(self, slots: int, fence: Fence) -> claims.Claims:
+        before = self._presence.changes_seen = self._place.changes
         claim_s = self._around.leases.claim_s
-        found = await claims.claim(
+        done = await claims.claim(
             self._database, self._id, slots=slots, fence=fence, claim_s=claim_s
         )
         now = trio.current_time()
-        self._presence.claims.update({task.id: now + claim_s for task in found})
-        if slots and not found:
-            self._nothing_since, self._nothing_until = before, now + POLL_S
-        return found
+        self._presence.claims.update({task.id: now + claim_s for task in done.tasks})
+        self._bar(now + done.barred_s)
+        self._place.looked(before, done.left_for)
+        if slots:
+            if not done.tasks:
+                self._nothing_since, self._nothing_until = before, now + POLL_S
+            self._around.left(done.left_for)
+        return done
+
+    def _bar(self, until: float) -> None:
+        """Once its quota has reset it looks by itself (R5.2)."""
+        self._presence.barred_until = until
+        if until > trio.current_time():
+            self._look_at = until
 
 
 def hint(actor: Ref[Message], message: Heard | MayHaveWork | Forget) -> bool:

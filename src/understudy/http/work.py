@@ -91,7 +91,7 @@ async def assigned(site: Site, issue: Issue, done: Assignment) -> wire.Assigned:
         raise not_found(done.outcome.partition("_")[0])
     site.cast.committed(None)
     if done.task is not None:
-        site.cast.wake(done.task.workspace_id, done.task.provider)
+        site.cast.wake_for(done.task)
     newest = await issues.get(site.database, issue.workspace_id, issue.id)
     return wire.Assigned(outcome=done.outcome, issue=newest or issue, task=done.task)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -20,19 +22,34 @@ UNSAFE: Final = [str(reason) for reason, policy in POLICIES.items() if not polic
 """After these no session is continued (R5.1)."""
 
 CLAIM: Final = """
-    select (b.task).*, (b.agent).name as agent_name, (b.agent).instructions,
+    with done as materialized (
+      select array(select c from understudy.claim_tasks($1, $2, $3, $4) c) as claimed
+    )
+    select l.left_for, l.barred_s, (b.task).*, (b.agent).name as agent_name, (b.agent).instructions,
            (b.agent).custom_env, (b.agent).custom_args, (b.agent).mcp_config, (b.agent).model,
            (b.agent).runtime_id is null as is_movable,
            (b.issue).title, (b.issue).description, b.key, b.repository,
            b.prior_session_id, b.prior_work_dir, b.told as trigger_comment_content
-    from understudy.brief_claims(
-      array(select c from understudy.claim_tasks($1, $2, $3, $4) c), $5) b
+    from done cross join lateral understudy.look_after_claim($1, done.claimed) l
+      left join lateral understudy.brief_claims(done.claimed, $5) b on true
 """
+
+
+@dataclass(frozen=True)
+class Claims:
+    """`left_for`: the runtimes for which something can be claimed after that; None: for each.
+
+    `barred_s`: for so long the claimant gets nothing (R5.2, R9.4); negative if it may.
+    """
+
+    tasks: list[ClaimedTask]
+    left_for: frozenset[UUID | None]
+    barred_s: float
 
 
 async def claim(
     database: Database, runtime_id: UUID, *, slots: int, fence: Fence, claim_s: float
-) -> list[ClaimedTask]:
+) -> Claims:
     """Take up to `slots` queued tasks for a runtime that has just proved to be alive (R3.1-R3.4).
 
     Its own expired claims go back into the queue first (R3.8). One statement: what is claimed is
@@ -46,7 +63,12 @@ async def claim(
         timedelta(seconds=claim_s),
         UNSAFE,
     )
-    return [_claimed(row) for row in rows]
+    left_for, barred_s = rows[0]["left_for"], rows[0]["barred_s"]
+    return Claims(
+        [_claimed(row) for row in rows if row["id"] is not None],
+        frozenset(left_for),
+        -math.inf if barred_s is None else barred_s,
+    )
 
 
 def _claimed(row: Record) -> ClaimedTask:

@@ -68,7 +68,7 @@ class Board:
             fence="full",
             claim_s=claim_s,
         )
-        return [Claim(each, each.claim_token) for each in found]
+        return [Claim(each, each.claim_token) for each in found.tasks]
 
     async def dispatched(self, title: str, *, claim_s: float = 60.0) -> list[Claim]:
         """A fresh issue, assigned to Nia and claimed."""

@@ -117,7 +117,7 @@ def name_of(sql: str) -> str:
     words = " ".join(sql.split())
     called = [name for name in CALLED.findall(words) if name != CLOCK]
     if called:
-        return str(called[-1])
+        return str(called[0 if words.startswith("with ") else -1])  # The innermost.
     table = TABLE.search(words)
     verb = words.partition(" ")[0].lower()
     return f"{verb} {table[1]}" if table else words[:40]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,13 +28,22 @@ from understudy.testing.virtual import Fault, open_virtual_database
 
 @dataclass
 class Outage:
-    """Statements that contain one of these words fail; of `crashing` ones nobody foresaw it."""
+    """Statements that contain one of these words fail; of `crashing` ones nobody foresaw it.
+
+    `asked` counts all of them.
+    """
 
     failing: set[str] = field(default_factory=set)
     slow: dict[str, float] = field(default_factory=dict)
     crashing: dict[str, int] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def claims(self) -> int:
+        """How many there have been."""
+        return sum(times for sql, times in self.asked.items() if "claim_tasks" in sql)
 
     def __call__(self, sql: str) -> Fault | None:
+        self.asked[sql] += 1
         for word, times in self.crashing.items():
             if word in sql and times:
                 self.crashing[word] -= 1
@@ -75,7 +85,7 @@ class Stage:
     async def queue(self, title: str) -> None:
         done = await self.board.assign(await self.board.issue(title))
         assert done.task is not None
-        self.cast.wake(done.task.workspace_id, done.task.provider)
+        self.cast.wake_for(done.task)
 
 
 Play: TypeAlias = Callable[[Stage], Awaitable[None]]

@@ -59,7 +59,8 @@ class Story:
         self, *, runtime_id: UUID | None = None, slots: int = 1, fence: Fence = "full"
     ) -> list[ClaimedTask]:
         where = runtime_id or self.board.runtime_id
-        return await claims.claim(self.database, where, slots=slots, fence=fence, claim_s=60.0)
+        done = await claims.claim(self.database, where, slots=slots, fence=fence, claim_s=60.0)
+        return done.tasks
 
     async def claimed(self, **options: Any) -> ClaimedTask:  # noqa: ANN401  # claim's
         (claim,) = await self.claim(**options)
