@@ -50,8 +50,9 @@ check: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY) ## write the exchanges in docs/protocol.md and the tables in docs/lifecycle.md again
-	$(BIN)/python -m pytest -q tests/http/test_protocol.py tests/core/test_lifecycle_doc.py --write-docs
+docs: $(READY) ## write the tables and exchanges in docs/ again: protocol, lifecycle, simulation
+	$(BIN)/python -m pytest -q tests/http/test_protocol.py tests/core/test_lifecycle_doc.py \
+		tests/testing/test_simulation_doc.py --write-docs
 
 simulate: $(READY) ## whole installations under faults, in virtual time: SEEDS=500, or MINUTES=3
 	$(BIN)/understudy torture $(if $(MINUTES),--minutes $(MINUTES),--seeds $(SEEDS))
