@@ -424,6 +424,14 @@ def _a_run_is_given_up_under_a_promise(made: Made) -> None:
     made.failed(made.claimed("c", 80.0), 160.0, "runtime_offline", "lose")
 
 
+@breaks("who-is-trusted-works-on")
+def _a_trusted_run_is_stopped(made: Made) -> None:
+    made.machines.promises["mac"] = [(60.0, 150.0), (75.0, 165.0)]
+    task_id = made.claimed("c", 80.0)
+    made.run(task_id, 82.1, 90.0)
+    made.failed(task_id, 90.0, "runtime_offline")
+
+
 @breaks("no-claim-outlives-its-time")
 def _a_claim_lasts_for_an_hour(made: Made) -> None:
     task_id = made.task("c", 80.0)
@@ -465,6 +473,13 @@ def _a_success_is_failed(made: Made) -> None:
 @breaks("failures-stay-failures")
 def _a_failure_has_another_reason(made: Made) -> None:
     made.tasks[id_of("b")]["failure_reason"] = "unknown"
+
+
+@breaks("who-was-ended-did-not-leave")
+def _a_killed_agent_has_left(made: Made) -> None:
+    task_id = made.claimed("c", 80.0)
+    made.run(task_id, 82.1, 90.0, reason="keeper_lost")
+    made.failed(task_id, 90.0, "no_result")
 
 
 @breaks("successes-are-not-invented")

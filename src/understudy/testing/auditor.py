@@ -6,7 +6,7 @@ told, and compares it with what the database says at the end (`evidence.py`, `la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, final
@@ -92,11 +92,12 @@ class Auditor:
             self.note(f"the end of {task_id} on {run.machine} is acknowledged")
             run.is_acknowledged = True
 
-    def lost_memory(self, machine: str, *, of_all: bool) -> None:
-        """Its disk is gone; or its power was, and what it had not synced."""
-        for run in self.runs.values():
+    def lost_memory(self, machine: str, *, of_all: bool, but: Collection[str] = ()) -> None:
+        """Its disk is gone; or its power was, and what it had not synced: all of the runs `but`
+        those, whose end was on record."""
+        for task_id, run in self.runs.items():
             if run.machine == machine and not run.is_acknowledged:
-                run.is_forgotten |= of_all or not run.is_reported
+                run.is_forgotten |= of_all or not (run.is_reported or str(task_id) in but)
 
     def let_go(self, machine: str, task_id: UUID) -> None:
         self.machines.let_go[machine, task_id] = trio.current_time()

@@ -82,6 +82,7 @@ POWER_CUT = kind("power-cut", 0.15, "a machine whose daemon has ended: all that 
 LOST_ON_DISK = kind("unsynced-lost", 0.5, "a change that was not synced, at a power cut")
 TORN_OUTBOX = kind("outbox-torn", 0.5, "an outbox, at a power cut: half of a next commit")
 DISK_LOST = kind("disk-lost", 0.04, "a machine whose daemon has ended: comes back empty")
+GONE = kind("machine-gone", 0.04, "a machine whose daemon has ended: is never seen again")
 DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some time")
 CHECKOUT_SLOW = kind("checkout-slow", 0.1, "a run: its preparation takes long, up to minutes")
 CLOCK_DRIFTS = kind("clock-drifts", 0.3, "a machine: its clocks run slow or fast")

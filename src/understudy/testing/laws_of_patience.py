@@ -8,6 +8,7 @@ from uuid import UUID
 
 from understudy.testing.evidence import CLOSE_S, Evidence, Happened, Registering, Row, seconds
 from understudy.testing.laws import always, at_rest
+from understudy.testing.laws_of_retries import wait_s
 from understudy.testing.replay import Board, Standing, commits
 
 SILENCE_S: Final = 45.0
@@ -20,6 +21,11 @@ REGISTERS_S: Final = 200.0
 """A registration takes no longer, but where its node was killed, and nobody can say."""
 LATE_S: Final = 300.0
 """A sweep, and what keeps nodes from it: absence, no database, their own 45 s (R4.4)."""
+TOLD_S: Final = 10.0
+"""Within it a keeper is told; what was promised last its daemon may have died of telling."""
+MARGIN_S: Final = 11.0
+"""Within it an agent is to be gone; a second for clocks."""
+POLL_S: Final = 30.0
 IDLE_S: Final = 5.0
 """Pushes take milliseconds; a lost one costs a poll, of 10 s at least."""
 
@@ -125,6 +131,19 @@ def promises_are_kept(evidence: Evidence) -> Iterator[str]:
 
 
 @always
+def who_is_trusted_works_on(evidence: Evidence) -> Iterator[str]:
+    """R4.11: no machine stops a run for want of trust before what it was promised is over."""
+    for task_id, run in evidence.machines.runs.items():
+        row = evidence.tasks[task_id]
+        if row["failure_reason"] != "runtime_offline" or row["move"] != "fail":
+            continue
+        promises = evidence.machines.promises.get(run.machine, [])
+        told = [until for at, until in promises if at <= run.ended_at - TOLD_S][-2:]
+        if len(told) > 1 and run.ended_at < min(told) - MARGIN_S:
+            yield f"{task_id} is stopped at {run.ended_at:.1f}, trusted until {min(told):.1f}"
+
+
+@always
 def no_claim_outlives_its_time(evidence: Evidence) -> Iterator[str]:
     """R3.8, R4.10: what is claimed starts, is given back or fails within 300 s and a sweep."""
     since: dict[UUID | None, float] = {}
@@ -178,10 +197,20 @@ def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
         for runtime, is_online in board.online.items()
         if is_online
         and board.at_work_on(runtime) < evidence.machines.slots.get(_name(evidence, runtime), 0)
-        and board.quota_until.get(runtime, now) <= now
+        and not _is_spent(evidence, runtime, now)
         and evidence.silent_s(_name(evidence, runtime), now) < SILENCE_S
         and evidence.takes_work(_name(evidence, runtime), now)
     }
+
+
+def _is_spent(evidence: Evidence, runtime: str, now: float) -> bool:
+    """Its quota; nobody but a poll finds that it is back."""
+    return any(
+        event.body["runtime_id"] == runtime
+        and event.body["failure_reason"] == "quota_exhausted"
+        and event.at <= now <= event.at + wait_s(evidence, row, "quota_exhausted") + POLL_S
+        for row, event in _failures(evidence, "fail")
+    )
 
 
 def _name(evidence: Evidence, runtime: str) -> str:

@@ -139,3 +139,5 @@ def what_brings_hosts_down_is_given_up(evidence: Evidence) -> Iterator[str]:
                 yield f"{row['id']} is called poison after {row['host_crashes']} crashes"
         elif row["host_crashes"] > 1:
             yield f"{row['id']} brought down {row['host_crashes']} hosts and was tried again"
+        elif row["host_crashes"] == 1 and row["move"] == "orphan" and row["started_at"]:
+            yield f"{row['id']} brought down a second host, and failed of {row['failure_reason']}"

@@ -13,6 +13,8 @@ from understudy.testing.replay import STATUS
 
 SILENCE_S: Final = 45.0
 UNCONFIRMED_S: Final = 300.0
+LEFT: Final = {"no_result", "agent_error"}
+"""So fails who leaves."""
 SOON_S: Final = 75.0
 """A heartbeat, the 6 s of R7.2, and a node that reads the events through a slow statement."""
 ATTENTIVE_S: Final = 20.0
@@ -69,6 +71,15 @@ def failures_stay_failures(evidence: Evidence) -> Iterator[str]:
         if row["status"] != "failed" or (by_itself and row["failure_reason"] != run.reason):
             state = f"{row['status']}, {row['failure_reason']}"
             yield f"{row['id']} ended with {run.reason}, its row says {state}"
+
+
+@at_rest
+def who_was_ended_did_not_leave(evidence: Evidence) -> Iterator[str]:
+    """R5.11: nobody says that an agent left by itself that was killed, or lost its keeper."""
+    for task_id, run in evidence.machines.runs.items():
+        row = evidence.tasks[task_id]
+        if row["failure_reason"] in LEFT and row["move"] == "fail" and not run.has_finished:
+            yield f"{task_id} was ended, and is said to have failed of {row['failure_reason']}"
 
 
 @at_rest

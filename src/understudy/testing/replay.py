@@ -37,7 +37,6 @@ class Board:
     in_flight: dict[UUID, Standing] = field(default_factory=dict)
     online: dict[str, bool] = field(default_factory=dict)
     """By runtime."""
-    quota_until: dict[str, float] = field(default_factory=dict)
 
     def apply(self, event: Happened) -> None:
         body, task_id = event.body, event.task_id

@@ -52,11 +52,16 @@ class SimulatedDaemon:
                 self.machine.lose_power()
             elif chance.befalls(name, faults.DISK_LOST):
                 self.machine.lose_disk()
+            if chance.befalls(name, faults.GONE):
+                self.machine.disappear()
+                return
             is_long = chance.befalls(name, faults.DAEMON_LATE)
             await trio.sleep(
                 chance.pick(f"{name}/rebirth", REBIRTH_LATE_S if is_long else REBIRTH_S)
             )
             await self.machine.awake()
+            if chance.befalls(name, faults.POWER_CUT):  # Keepers went on without their daemon.
+                self.machine.lose_power()
 
     async def _incarnate(self, nursery: trio.Nursery, name: str) -> None:
         """Until it has ended, however."""

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, final
 
 import trio
 
+from understudy.daemon import rundir
 from understudy.daemon.files import replace_file
 from understudy.daemon.polling import PolledSession
 from understudy.daemon.probe import Found
@@ -207,7 +208,8 @@ class SimulatedMachine:
         self.auditor.note(f"{self.name} loses power")
         self.keepers.kill_all()
         bury()
-        self.auditor.lost_memory(self.name, of_all=False)
+        over = {path.parent.name for path in self.disk.root.glob(f"runs/*/{rundir.EXIT}")}
+        self.auditor.lost_memory(self.name, of_all=False, but=over)
         for lost in self.disk.power_cut(self._is_lost):
             self.auditor.note(f"{self.name} has lost {lost}")
         self._booted_at = trio.current_time()
