@@ -195,7 +195,9 @@ class FaultyWire(Wire):
 
     async def carry(self, direction: Direction, data: bytes) -> None:
         pipe = self.pipes[direction]
-        match self._faults.on_crossing(Crossing(self.connection_id, direction, data, self._attempt)):
+        match self._faults.on_crossing(
+            Crossing(self.connection_id, direction, data, self._attempt)
+        ):
             case None:
                 await pipe.put(data, self.due)
             case Delay(seconds):
