@@ -142,8 +142,10 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Garbage is collected between worlds: an async generator that is found in the middle of one
-    costs trio a task, whenever that is."""
+    costs trio a task, whenever that is. What is left then stays, and need not be looked at again.
+    """
     gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         yield
