@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,6 +42,7 @@ TABLE: Final = ROOT / "docs" / "mutants.md"
 SEEDS: Final = 200
 KILLED_MIN: Final = 0.95
 JOBS: Final = 2
+ROUNDS: Final = (10, 50)
 WHAT_MAX: Final = 300
 HEAD: Final = """\
 # Mutants
@@ -113,15 +114,20 @@ class Laboratory:
                 self.violated[seed] = frozenset(map(named, outcome.violations))
         return self.violated[seed]
 
-    async def judge(self, mutant: WorldMutant, seeds: Sequence[int]) -> Verdict:
+    async def judge(
+        self, mutant: WorldMutant, seeds: Sequence[int], before: Verdict | None
+    ) -> Verdict:
+        """Behind the seeds that it has survived before."""
         began = time.monotonic()
+        survived, spent_s = (before.seeds, before.seconds) if before else (0, 0.0)
         with TemporaryDirectory(prefix="mutant-", dir=self.directory) as directory:
             source = copytree(self.source, Path(directory) / "src")
             mutant.apply(source / "understudy")
             async with self.open_worker(source) as worker:
-                tried, what = await self._first_news(worker, seeds)
+                tried, what = await self._first_news(worker, seeds[survived:])
         noticed = named(what) if what else ""
-        took_s = round(time.monotonic() - began, 1)
+        took_s = round(spent_s + time.monotonic() - began, 1)
+        tried += survived
         return Verdict(mutant.name, mutant.breaks, tried, noticed, what[:WHAT_MAX], took_s)
 
     async def _first_news(self, worker: Worker, seeds: Sequence[int]) -> tuple[int, str]:
@@ -150,26 +156,39 @@ def named(violation: str) -> str:
 async def judge_all(
     laboratory: Laboratory, mutants: Sequence[WorldMutant], seeds: Sequence[int]
 ) -> list[Verdict]:
-    """The control lives through all seeds, beside the mutants."""
+    """Who survives some seeds is given more; in the end the control lives through all."""
     verdicts: dict[str, Verdict] = {}
-    to_judge = iter(mutants)
-    todo = partial(next, to_judge, None)
+    jobs = _in_rounds(laboratory, mutants, seeds, verdicts)
 
-    async def judge_next() -> None:
-        while (mutant := todo()) is not None:
-            verdicts[mutant.name] = verdict = await laboratory.judge(mutant, seeds)
-            sys.stderr.write(line(verdict) + "\n")
-
-    async def control_then_judge() -> None:
-        for seed in seeds:
-            await laboratory.laws_violated(seed)
-        await judge_next()
+    async def work() -> None:
+        for job in jobs:
+            await job()
 
     async with laboratory.open_control(), trio.open_nursery() as nursery:
-        nursery.start_soon(control_then_judge)
-        for _ in range(JOBS - 1):
-            nursery.start_soon(judge_next)
+        for _ in range(JOBS):
+            nursery.start_soon(work)
     return [verdicts[mutant.name] for mutant in mutants]
+
+
+def _in_rounds(
+    laboratory: Laboratory,
+    mutants: Sequence[WorldMutant],
+    seeds: Sequence[int],
+    verdicts: dict[str, Verdict],
+) -> Iterator[Callable[[], Awaitable[object]]]:
+    async def judge(mutant: WorldMutant, up_to: int) -> None:
+        before = verdicts.get(mutant.name)
+        verdict = await laboratory.judge(mutant, seeds[:up_to], before)
+        verdicts[mutant.name] = verdict
+        sys.stderr.write(line(verdict) + "\n")
+
+    for up_to in sorted({*(each for each in ROUNDS if each < len(seeds)), len(seeds)}):
+        for mutant in mutants:
+            before = verdicts.get(mutant.name)
+            if before is None or (not before.is_killed and before.seeds < up_to):
+                yield partial(judge, mutant, up_to)
+    for seed in seeds:
+        yield partial(laboratory.laws_violated, seed)
 
 
 def line(verdict: Verdict) -> str:
