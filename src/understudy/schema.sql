@@ -1358,7 +1358,7 @@ begin
 end $$;
 
 -- The second phase, by the daemon: the whole process tree is gone.
-create function understudy.confirm_stop(p_workspace uuid, p_task uuid, p_token uuid)
+create function understudy.confirm_stop(p_workspace uuid, p_task uuid, p_token uuid, p_left text[] default '{}')
 returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
   perform 1 from understudy.issues i join understudy.tasks t on t.issue_id = i.id
@@ -1372,7 +1372,8 @@ begin
       p_workspace, p_task, p_token, array['completed', 'failed', 'cancelled']);
     return;
   end if;
-  task := understudy.end_cancelled(task, null);
+  task := understudy.end_cancelled(
+    task, 'not even SIGKILL has ended: ' || nullif(array_to_string(p_left, ', '), ''));
   perform understudy.note_agents(array[task.agent_id]);
   outcome := 'moved'; return next;
 end $$;

@@ -55,9 +55,9 @@ from understudy.wire.daemon import (
     ClaimedTask,
     Complete,
     Fail,
-    Held,
     IssueBrief,
     Repository,
+    Stopped,
 )
 from understudy.wire.errors import Refusal
 
@@ -90,7 +90,7 @@ class Server:
     status: str = "dispatched"
     said: dict[int, Said] = field(default_factory=dict)
     usage: list[Any] = field(default_factory=list)
-    reports: list[Complete | Fail | Held] = field(default_factory=list)
+    reports: list[Complete | Fail | Stopped] = field(default_factory=list)
     refusals: dict[str, deque[Refusal]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
@@ -129,7 +129,7 @@ class Server:
             case _:
                 pass
 
-    def _end(self, name: str, body: Complete | Fail | Held) -> None:
+    def _end(self, name: str, body: Complete | Fail | Stopped) -> None:
         if self.reports:
             assert body == self.reports[0], "a replay says the same"
         else:
@@ -283,7 +283,7 @@ def assert_clean(bench: Bench) -> None:
 def assert_stopped(bench: Bench) -> None:
     """R7.1: all that is said of the end of a run that was to be stopped."""
     (report,) = bench.server.reports
-    assert report == Held(claim_token=bench.server.token)
+    assert report == Stopped(claim_token=bench.server.token)
     assert bench.server.status == "stopped"
 
 
@@ -504,7 +504,7 @@ async def test_a_result_that_is_refused_is_told_in_less_words(bench: Bench, refu
             assert (refusals, report.output, report.work_dir) == (1, "done", None)
         case Fail():
             assert (refusals, "refused the result" in report.error) == (2, True)
-        case Held():
+        case Stopped():
             pytest.fail("nobody stopped it")
     assert_clean(bench)
 
@@ -860,6 +860,21 @@ async def test_a_quota_that_is_used_up_is_told_with_the_time_until_it_returns(
     body = reports.body_of(report)
     assert isinstance(body, Fail)
     assert body.retry_after_s == expected_s
+
+
+async def test_who_was_to_be_stopped_says_what_nothing_has_ended(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """R7.1, R7.2: a process that waits for a dead disk is not gone, and nobody may believe so."""
+    record = rundir.Exit("run", "cancelled", 1.0, 2.0, signal=9, left=["node"])
+    rundir.write_record(tmp_path / rundir.EXIT, record)
+    end = reports.exit_of(Kept(tmp_path))
+    spec = RunSpec(prompt="", work_dir="/work", run_dir=str(tmp_path), env={})
+    verdict = Failed(FailureReason.CANCELLED, "cancelled")
+    report = reports.judged(
+        RunOrder(task=bench.task, spec=spec), verdict, end, session_id=None, changes=None, now=1e3
+    )
+    assert reports.body_of(report) == Stopped(claim_token=bench.task.claim_token, left=["node"])
 
 
 # A session that is not there any more

@@ -70,6 +70,18 @@ async def test_a_run_is_cancelled_in_two_phases(story: Story) -> None:
     assert len(await story.claim()) == 1
 
 
+async def test_what_nothing_ends_is_named_where_its_run_is_cancelled(story: Story) -> None:
+    """R7.1: to say that nothing is left would be wrong."""
+    claim = await story.running(await story.assigned())
+    await story.cancel(claim.id)
+    done = await tasks.confirm_stop(story.database, held(claim), ["node", "git"])
+    assert done.task is not None
+    assert (done.task.status, done.task.error) == (
+        Status.CANCELLED,
+        "not even SIGKILL has ended: node, git",
+    )
+
+
 async def test_nobody_confirms_what_nobody_asked_for(story: Story) -> None:
     """R7.1"""
     claim = await story.running()

@@ -6,7 +6,7 @@ those who watch. It remembers nothing that the row does not know: a crash costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -55,9 +55,10 @@ class Told(Ask["Moved | DatabaseUnavailable"]):
 
 @dataclass(frozen=True)
 class Stopped(Ask["Moved | DatabaseUnavailable"]):
-    """No process of the cancelled run is left (R7.1)."""
+    """No process of the cancelled run is left (R7.1), or only what cannot be ended."""
 
     holder: Holder
+    left: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class TaskActor(Actor[Message]):
                 return await tasks.start(self._database, holder)
             case Told(holder=holder, report=report):
                 return await self._report(holder, report)
-            case Stopped(holder=holder):
-                return await tasks.confirm_stop(self._database, holder)
+            case Stopped(holder=holder, left=left):
+                return await tasks.confirm_stop(self._database, holder, left)
             case Cancel(workspace_id=workspace_id, task_id=task_id, by=by):
                 return await tasks.cancel(self._database, workspace_id, task_id, by=by)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +16,17 @@ from understudy.daemon.kept import Kept
 from understudy.daemon.outbox import Report
 from understudy.daemon.record import RunOrder
 from understudy.daemon.rundir import Standing, Why
-from understudy.wire.daemon import ClaimedTask, Complete, Fail, Held
+from understudy.wire.daemon import ClaimedTask, Complete, Fail, Stopped
 
 STDERR_TAIL: Final = 4096
 OUTPUT_MAX: Final = 1_000_000
 DEGRADED_MAX: Final = 4_000
+LEFT_MAX: Final = 20
+LEFT_CHARS_MAX: Final = 100
 RETRY_AFTER_S_MAX: Final = 366.0 * 86400
 
-Body = Complete | Fail | Held
-KINDS: Final[dict[str, type[Body]]] = {"complete": Complete, "fail": Fail, "stopped": Held}
+Body = Complete | Fail | Stopped
+KINDS: Final[dict[str, type[Body]]] = {"complete": Complete, "fail": Fail, "stopped": Stopped}
 
 
 def exit_of(kept: Kept) -> Exit:
@@ -35,7 +37,8 @@ def exit_of(kept: Kept) -> Exit:
     why, _, told = end.why.partition(": ")  # As `watchdog.Stall` puts it.
     if why == Why.SPOOL_FULL:
         told = f"it had printed {(end.out_bytes + end.err_bytes) >> 20} MiB"
-    return Exit(why=why, code=end.code, signal=end.signal, error=end.error or told)
+    said = end.error or told
+    return Exit(why=why, code=end.code, signal=end.signal, error=said, left=tuple(end.left))
 
 
 def stderr_tail(run_dir: Path) -> str:
@@ -71,7 +74,7 @@ def judged(
             )
             return _report(task, "complete", complete)
         case Failed(reason=FailureReason.CANCELLED) if end.why == FailureReason.CANCELLED:
-            return stopped(task)
+            return stopped(task, end.left)
         case Failed(reason=reason, error=error, is_session_safe=is_safe):
             fail = Fail(
                 claim_token=token,
@@ -105,9 +108,10 @@ def failed(task: ClaimedTask, reason: FailureReason, error: str) -> Report:
     return _report(task, "fail", fail)
 
 
-def stopped(task: ClaimedTask) -> Report:
-    """Its process tree is gone, as the server asked for (R7.1)."""
-    return _report(task, "stopped", Held(claim_token=task.claim_token))
+def stopped(task: ClaimedTask, left: Sequence[str] = ()) -> Report:
+    """Its process tree is gone, as the server asked for (R7.1), but for what is `left`."""
+    named = [name[:LEFT_CHARS_MAX] for name in left[:LEFT_MAX]]
+    return _report(task, "stopped", Stopped(claim_token=task.claim_token, left=named))
 
 
 def body_of(report: Report) -> Body:
@@ -126,7 +130,7 @@ def forms(report: Report) -> Iterator[tuple[str, Body]]:
             yield "fail", Fail(claim_token=token, error=error)
         case Fail():
             yield report.kind, degraded(body)
-        case Held(claim_token=token):
+        case Stopped(claim_token=token):
             cancelled = FailureReason.CANCELLED
             yield "fail", Fail(claim_token=token, error="stopped", failure_reason=cancelled)
 

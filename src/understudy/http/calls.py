@@ -270,9 +270,10 @@ class Desk:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)
         return _done(await self._cast.report(task_id, partial(task_actor.Start, holder)))
 
-    async def _stopped(self, machine: Machine, task_id: UUID, request: wire.Held) -> Task:
+    async def _stopped(self, machine: Machine, task_id: UUID, request: wire.Stopped) -> Task:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)
-        return _done(await self._cast.report(task_id, partial(task_actor.Stopped, holder)))
+        said = partial(task_actor.Stopped, holder, request.left)
+        return _done(await self._cast.report(task_id, said))
 
     async def _told(self, machine: Machine, task_id: UUID, request: task_actor.Report) -> Task:
         holder = Holder(machine.workspace_id, task_id, request.claim_token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -114,9 +115,10 @@ async def fail(
     )
 
 
-async def confirm_stop(database: Database, holder: Holder) -> Moved:
-    """The second phase of a cancellation: no process of the run is left (R7.1)."""
-    return await _move(database, "confirm_stop", holder)
+async def confirm_stop(database: Database, holder: Holder, left: Sequence[str] = ()) -> Moved:
+    """The second phase of a cancellation: no process of the run is left (R7.1), but for those
+    named `left`, which nothing ends."""
+    return await _move(database, "confirm_stop", holder, list(left))
 
 
 async def pin_session(

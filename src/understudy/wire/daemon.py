@@ -212,6 +212,12 @@ class Held(Request):
     claim_token: UUID | None = None
 
 
+class Stopped(Held):
+    """The run's process tree is gone, but for `left`: names of what not even SIGKILL ended (R7.1)."""
+
+    left: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=20)] = []
+
+
 class Progress(Held):
     summary: str = ""
     step: int | None = None
@@ -314,7 +320,7 @@ CALLS: Final[dict[str, CallShape]] = {
     "usage": _task("usage", UsageReport, Acknowledged),
     "complete": _task("complete", Complete),
     "fail": _task("fail", Fail),
-    "stopped": _task("stopped", Held),
+    "stopped": _task("stopped", Stopped),
     "gc_check": CallShape(
         "GET", "/api/daemon/issues/<subject>/gc-check", Nothing, GcCheck, "issue"
     ),

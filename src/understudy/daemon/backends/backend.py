@@ -194,6 +194,7 @@ class Exit:
     code: int | None = None
     signal: int | None = None
     error: str = ""  # Why it could not be started, or what it was waiting for when it was stopped.
+    left: tuple[str, ...] = ()  # What not even SIGKILL ended.
 
 
 @dataclass(frozen=True)
