@@ -888,14 +888,15 @@ begin
     return;
   end if;
   left_for := array(
-    select distinct a.runtime_id from understudy.agents a
+    select distinct a.runtime_id
+    from understudy.agents a cross join lateral (
+      select from understudy.tasks t
+      where t.agent_id = a.id and t.status = 'queued'
+        and not exists (
+          select from understudy.tasks f
+          where f.agent_id = t.agent_id and f.issue_id = t.issue_id and f.status in ('dispatched', 'running'))
+      order by t.rank, t.id limit 1) waiting
     where a.workspace_id = place.workspace_id and a.provider = place.provider and a.archived_at is null
-      and exists (
-        select from understudy.tasks t
-        where t.agent_id = a.id and t.status = 'queued'
-          and not exists (
-            select from understudy.tasks f
-            where f.agent_id = t.agent_id and f.issue_id = t.issue_id and f.status in ('dispatched', 'running')))
       and a.max_concurrent_tasks > (
         select count(*) from understudy.tasks f
         where f.agent_id = a.id and f.status in ('dispatched', 'running')));

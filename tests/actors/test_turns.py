@@ -11,7 +11,7 @@ import trio
 
 from understudy.actors.courier import Courier
 from understudy.actors.link import Link
-from understudy.actors.place import DATABASE_RETRY_S, FOR_ANYBODY, POLL_S, Place
+from understudy.actors.place import FOR_ANYBODY, PATIENCE_S, POLL_S, Place
 from understudy.actors.presence import Presence
 from understudy.actors.sweepers import Sweepers
 from understudy.actors.task import Start, Told
@@ -421,10 +421,27 @@ def test_a_look_that_failed_is_repeated_soon(perform: Perform) -> None:
         stage.outage.failing.add("claim_tasks")
         before = stage.outage.claims()
         await stage.queue("Delayed")
-        await trio.sleep(3 * DATABASE_RETRY_S - AT_ONCE_S)
+        await trio.sleep(3 * PATIENCE_S - AT_ONCE_S)
         assert stage.outage.claims() - before == 3
         stage.outage.failing.clear()
         await trio.sleep(2 * AT_ONCE_S)
+        assert sum(counts(machines)) == 1
+
+    perform(play)
+
+
+def test_a_look_that_hangs_is_made_by_another_once_that_one_is_heard(perform: Perform) -> None:
+    """R3.10: to wait for one answer is to let all of them idle."""
+
+    async def play(stage: Stage) -> None:
+        machines = await fleet(stage, 2)
+        stage.outage.slow["claim_tasks"] = 300
+        await stage.queue("Delayed")
+        await trio.sleep(AT_ONCE_S)
+        stage.outage.slow.clear()
+        assert sum(counts(machines)) == 0
+        await trio.sleep(PATIENCE_S)
+        await beat(stage, machines, AT_ONCE_S)
         assert sum(counts(machines)) == 1
 
     perform(play)
@@ -504,22 +521,24 @@ async def test_an_older_look_does_not_overrule_a_newer_one() -> None:
     """R3.9"""
     place, who = Place(), UUID(int=1)
     place.changed()
-    place.looked(1, FOR_ANYBODY)
-    place.looked(0, frozenset())
-    assert not place.has_nothing_for(who)
     place.looked(1, frozenset({UUID(int=2)}))
+    place.looked(0, FOR_ANYBODY)
     assert place.has_nothing_for(who)
     assert not place.has_nothing_for(UUID(int=2))
     place.changed()
     assert not place.has_nothing_for(who)
 
 
-async def test_turns_are_taken_in_line() -> None:
-    """So that the tasks are spread over the machines."""
+async def test_turns_are_taken_in_line_and_nobody_has_two_at_one_change() -> None:
+    """R3.10: so tasks are spread over the machines, and a round ends."""
     place = Place()
-    for number in range(3):
-        presence = Presence(UUID(int=9), "d", PROVIDER, 0.0, link=Link())
+    presences = [Presence(UUID(int=9), "d", PROVIDER, 0.0, link=Link()) for _ in range(3)]
+    for number, presence in enumerate(presences):
         place.join(UUID(int=number), presence)
     place.changed()
     place.to_the_end(UUID(int=0))
+    assert [each.int for each in place.in_line(spares_barred=False)] == [1, 2, 0]
+    presences[1].changes_seen = place.changes
+    assert [each.int for each in place.in_line(spares_barred=False)] == [2, 0]
+    place.changed()
     assert [each.int for each in place.in_line(spares_barred=False)] == [1, 2, 0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
 from understudy.core.records import Issue
+from understudy.server import PLANS
 from understudy.store import claims, tasks
 from understudy.testing.story import Story, held
 
@@ -278,3 +280,27 @@ async def test_a_claim_tells_for_how_long_its_runtime_gets_nothing(
     done = await claims.claim(story.database, where, slots=1, fence="full", claim_s=60)
     assert done.barred_s == barred_s
     assert done.left_for == (frozenset() if barred_s < 0 else {None})
+
+
+LOOKED_AT = """
+    select sum(pg_stat_get_xact_tuples_returned(i.indexrelid))::int
+    from pg_index i where i.indrelid = 'understudy.tasks'::regclass
+"""
+
+
+async def test_a_claim_looks_at_a_few_tasks_of_each_agent_however_many_wait(story: Story) -> None:
+    """R3.10: also when it tells for whom something is left."""
+    agents_max, each = 20, 10
+    for number in range(agents_max):
+        agent = await story.board.agent(f"Agent {number}")
+        for _ in range(each):
+            await story.board.assign(await story.board.issue("Wait"), agent)
+    where, token = story.board.runtime_id, story.database.new_id()
+    lease = timedelta(seconds=60)
+    async with story.database.pool.transaction() as connection:
+        for setting, value in PLANS.items():
+            await connection.execute(f"set local {setting} = {value}")
+        before = await connection.fetchval(LOOKED_AT)
+        (row,) = await connection.fetch(claims.CLAIM, where, [token], "full", lease, claims.UNSAFE)
+        assert row["left_for"] == [None]
+        assert await connection.fetchval(LOOKED_AT) - before < 10 * agents_max

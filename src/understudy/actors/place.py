@@ -19,7 +19,8 @@ from understudy.actors.presence import Presence
 
 POLL_S: Final = 30.0
 """The fallback behind every wake-up: a lost one delays a task by at most this."""
-DATABASE_RETRY_S: Final = 2.0
+PATIENCE_S: Final = 2.0
+"""A look that has no answer by then is made by another, too, as soon as anybody is heard."""
 
 Left: TypeAlias = frozenset[UUID | None]
 """For whom something can be claimed; None: for each of them."""
@@ -55,8 +56,9 @@ class Place:
             self._known_since, self._left = changes, left
             self.look_at = trio.current_time() + POLL_S
 
-    def could_not_look(self) -> None:
-        self.look_at = min(self.look_at, trio.current_time() + DATABASE_RETRY_S)
+    def looks(self) -> None:
+        """A look that finds no answer, or not soon, is not the last one."""
+        self.look_at = min(self.look_at, trio.current_time() + PATIENCE_S)
 
     def has_nothing_for(self, runtime_id: UUID) -> bool:
         """R3.9: told by the last look, and nothing has changed since."""

@@ -18,7 +18,7 @@ import trio
 
 from understudy.actors.actor import Actor
 from understudy.actors.mailbox import Ask, Ref
-from understudy.actors.place import DATABASE_RETRY_S, FOR_ANYBODY, POLL_S, Left, Place
+from understudy.actors.place import FOR_ANYBODY, POLL_S, Left, Place
 from understudy.actors.presence import Presence
 from understudy.core.leases import Leases
 from understudy.store import claims, runtimes
@@ -31,6 +31,7 @@ from understudy.wire.frames import Available, TaskAvailable
 logger = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 20
+DATABASE_RETRY_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,6 @@ class RuntimeActor(Actor[Message]):
                 found = (await self._claim(slots, "full")).tasks
             except DatabaseUnavailable:
                 logger.warning("runtime %s waits for work; the database is away", self._id)
-                self._place.could_not_look()
             finally:
                 link.settle(slots, used=len(found))
             link.push_tasks(found)
@@ -278,6 +278,8 @@ class RuntimeActor(Actor[Message]):
     async def _claim(self, slots: int, fence: Fence) -> claims.Claims:
         before = self._presence.changes_seen = self._place.changes
         claim_s = self._around.leases.claim_s
+        if slots:
+            self._place.looks()
         done = await claims.claim(
             self._database, self._id, slots=slots, fence=fence, claim_s=claim_s
         )
