@@ -107,9 +107,9 @@ async def test_a_machine_that_slept_has_used_up_its_window(
 
     nursery.start_soon(wait)
     await trio.sleep_until(30.0)
-    assert not trust.may_be_elsewhere(task(is_movable=True))
+    assert not trust.may_be_elsewhere(task(is_movable=True), has_minder=False)
     slept.seconds += 3600.0
-    assert trust.may_be_elsewhere(task(is_movable=True))
+    assert trust.may_be_elsewhere(task(is_movable=True), has_minder=False)
     await trio.sleep_until(31.0 + LOOK_S)
     assert len(ends) == 1
 
@@ -127,7 +127,7 @@ async def test_only_what_another_machine_may_take_is_elsewhere(
     """R4.11"""
     trust = Trust(until=45.0)
     await trio.sleep_until(44.0)
-    assert not trust.may_be_elsewhere(task(is_movable=True))
+    assert not trust.may_be_elsewhere(task(is_movable=True), has_minder=False)
     await trio.sleep_until(45.0)
-    assert trust.may_be_elsewhere(task(is_movable=True))
-    assert not trust.may_be_elsewhere(task(is_movable=False))
+    assert trust.may_be_elsewhere(task(is_movable=True), has_minder=False)
+    assert not trust.may_be_elsewhere(task(is_movable=False), has_minder=False)

@@ -71,6 +71,11 @@ class Kept:
     def exit(self) -> Exit:
         return rundir.read_record(self.run_dir / rundir.EXIT, Exit)
 
+    def minds_promises(self) -> bool:
+        """Its keeper lives, and ends the run itself when another machine may have been given it: by
+        the last promise that any daemon told it (R4.11). Older keepers were told none."""
+        return self.look() is Standing.KEPT and self.spec().trusted_until is not None
+
     def frames(self) -> list[str]:
         """What was written to the agent's stdin so far, interrupts too, in order."""
         *lines, _torn = (self.run_dir / rundir.FRAMES).read_bytes().split(b"\n")

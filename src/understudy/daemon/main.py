@@ -289,7 +289,7 @@ class Daemon:
         for task in self._tasks():
             if task.id not in ended:
                 held = HeldTask(task_id=task.id, claim_token=task.claim_token)
-                is_ending = self._shop.trust.may_be_elsewhere(task)
+                is_ending = self._shop.may_be_elsewhere(task)
                 (finished if is_ending else running).append(held)
         return Inventory(running=running, finished=finished)
 

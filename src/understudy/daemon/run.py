@@ -212,6 +212,8 @@ class RunActor(Actor[Message]):
 
     async def _stop_when_distrusted(self, runtime_id: UUID) -> None:
         """R4.11: its directory, its spool and its session stay; the report waits for the link."""
+        if self._kept.minds_promises():  # A server that is away while daemons change costs no run.
+            await self._shop.trust.wait_promised(runtime_id)
         await self._shop.trust.wait_end(runtime_id)
         logger.warning("task %s: no link for so long that it may be given away", self._id)
         self._stop_agent(FailureReason.RUNTIME_OFFLINE)

@@ -54,14 +54,24 @@ class Trust:
         """The same moment on the clock that keepers have too."""
         return here().boot_s() + self.until(runtime_id) - now()
 
-    def may_be_elsewhere(self, task: ClaimedTask) -> bool:
-        """The promise has ended, and another machine may have been given this task."""
-        return (
-            task.is_movable and task.runtime_id is not None and self.until(task.runtime_id) <= now()
-        )
+    def may_be_elsewhere(self, task: ClaimedTask, *, has_minder: bool) -> bool:
+        """The promise has ended, and another machine may have been given this task.
+
+        What has a minder, a keeper that was told of promises, goes by those of earlier daemons until
+        this one has been promised something.
+        """
+        if not task.is_movable or task.runtime_id is None:
+            return False
+        if has_minder and not self.is_promised(task.runtime_id):
+            return False
+        return self.until(task.runtime_id) <= now()
 
     def next_promise(self) -> trio.Event:
         return self._promised
+
+    async def wait_promised(self, runtime_id: UUID) -> None:
+        while not self.is_promised(runtime_id):
+            await self._promised.wait()
 
     async def wait_end(self, runtime_id: UUID) -> None:
         while (left_s := self.until(runtime_id) - now()) > 0:

@@ -12,9 +12,11 @@ from understudy.core.leases import Leases
 from understudy.core.limits import Limits
 from understudy.core.secrets import Secrets
 from understudy.daemon.disk import DiskUse
+from understudy.daemon.kept import Kept
 from understudy.daemon.link import Link
 from understudy.daemon.outbox import Outbox, Report
 from understudy.daemon.probe import Found
+from understudy.daemon.record import UnreadableOrder, read_order
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.slots import Slots
 from understudy.daemon.trust import Trust
@@ -48,6 +50,16 @@ class Workshop:
 
     def run_dir(self, task_id: UUID) -> Path:
         return self.runs / str(task_id)
+
+    def may_be_elsewhere(self, task: ClaimedTask) -> bool:
+        return self.trust.may_be_elsewhere(task, has_minder=self._has_minder(task.id))
+
+    def _has_minder(self, task_id: UUID) -> bool:
+        try:
+            order = read_order(self.run_dir(task_id))
+        except UnreadableOrder:
+            return False
+        return order is not None and Kept(Path(order.spec.run_dir)).minds_promises()
 
     def put(self, report: Report) -> None:
         self.outbox.put(report)
