@@ -34,6 +34,8 @@ class StillLink:
     """Up, and never answers: a run stays where it asks to start."""
 
     is_up: bool = True
+    is_over_http: bool = False
+    no_websocket: str | None = None
     trouble: str | None = None
     offers: list[int] = field(default_factory=list)
 
