@@ -333,11 +333,11 @@ class Cast:
     def _pass_on(self, place: Place, looker: Presence, left: Left) -> None:
         """A look left something. Nobody looks twice at one change, so this ends."""
         now = trio.current_time()
-        for runtime_id in left:
-            if runtime_id is None:
-                self._ask_next(place, spares_barred=looker.barred_until > now)
-            elif (it := self._presences.get(runtime_id)) is not None and it.barred_until <= now:
+        for runtime_id in sorted(each for each in left if each is not None):
+            if (it := self._presences.get(runtime_id)) is not None and it.barred_until <= now:
                 self._ask(place, runtime_id)
+        if None in left:
+            self._ask_next(place, spares_barred=looker.barred_until > now)
 
     def _poll(self, place: Place) -> None:
         """Nobody has looked there for `POLL_S`: if a wake-up was lost, this finds it (R3.9)."""
