@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TypeVar, final
 
+import trio
+
 from understudy.testing.faults import Kind
 
 T = TypeVar("T")
@@ -36,6 +38,11 @@ class Chance:
         self.is_over = False
         self.struck: list[str] = []
         """The faults that happened, as `place/kind#n`: what `muted` takes."""
+
+    def at(self, place: str) -> str:
+        """The place in this second: what happens there often is not counted from the beginning, so
+        that a fault that is taken away does not move all that follow."""
+        return f"{place}@{trio.current_time():.0f}"
 
     def befalls(self, place: str, kind: Kind) -> bool:
         return self.strikes(f"{place}/{kind.name}", kind.rate)

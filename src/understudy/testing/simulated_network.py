@@ -65,7 +65,7 @@ class Weather(Faults):
         self.partitions: dict[str, Partition] = {}
 
     def on_connect(self, attempt: Attempt) -> ConnectFault | None:
-        site = f"{attempt.client}>{attempt.host}"
+        site = self._chance.at(f"{attempt.client}>{attempt.host}")
         if self._partition(attempt.client) is not None:
             return Vanish()
         if self._chance.befalls(site, faults.REFUSED):
@@ -95,7 +95,7 @@ class Weather(Faults):
         return plan.faults.get(plan.crossings)
 
     def _draw(self, plan: Plan, attempt: Attempt) -> None:
-        site = f"{attempt.client}>{attempt.host}"
+        site = self._chance.at(f"{attempt.client}>{attempt.host}")
         befalls, pick = self._chance.befalls, self._chance.pick
         if befalls(site, faults.DELAYED):
             for _ in range(3):

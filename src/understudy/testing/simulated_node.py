@@ -53,21 +53,21 @@ class Outlet:
     def __call__(self, sql: str) -> Fault | None:
         if self.is_cut:
             return Fault("lost_request")
+        place, befalls = self.chance.at(self.name), self.chance.befalls
         if sql == COMMIT:
-            return self._lost(faults.COMMIT_LOST_BEFORE, faults.COMMIT_LOST_AFTER)
-        befalls = self.chance.befalls
-        if befalls(self.name, faults.SQL_CRASH):
+            return self._lost(place, faults.COMMIT_LOST_BEFORE, faults.COMMIT_LOST_AFTER)
+        if befalls(place, faults.SQL_CRASH):
             raise faults.InjectedCrash(sql[:60])
-        if SWEEPS.search(sql) and befalls(self.name, faults.SWEEP_SLOW):
-            return Fault("slow", self.chance.pick(f"{self.name}/sweep_s", SWEEP_S))
-        if befalls(self.name, faults.SQL_SLOW):
-            return Fault("slow", self.chance.pick(f"{self.name}/slow_s", SLOW_S))
-        return self._lost(faults.SQL_LOST_BEFORE, faults.SQL_LOST_AFTER)
+        if SWEEPS.search(sql) and befalls(place, faults.SWEEP_SLOW):
+            return Fault("slow", self.chance.pick(f"{place}/sweep_s", SWEEP_S))
+        if befalls(place, faults.SQL_SLOW):
+            return Fault("slow", self.chance.pick(f"{place}/slow_s", SLOW_S))
+        return self._lost(place, faults.SQL_LOST_BEFORE, faults.SQL_LOST_AFTER)
 
-    def _lost(self, before: faults.Kind, after: faults.Kind) -> Fault | None:
-        if self.chance.befalls(self.name, before):
+    def _lost(self, place: str, before: faults.Kind, after: faults.Kind) -> Fault | None:
+        if self.chance.befalls(place, before):
             return Fault("lost_request")
-        if self.chance.befalls(self.name, after):
+        if self.chance.befalls(place, after):
             return Fault("lost_answer")
         return None
 

@@ -295,7 +295,9 @@ class World:
             self.readers.append(Reader(f"reader-{number}", clients, self.chance, first))
         for node in self.nodes:
             nursery.start_soon(node.live, nursery)
-        self.postgres.loses_notice = partial(self.chance.befalls, "postgres", faults.NOTICE_LOST)
+        self.postgres.loses_notice = lambda: self.chance.befalls(
+            self.chance.at("postgres"), faults.NOTICE_LOST
+        )
         nursery.start_soon(self._restart_database)
         for machine, daemon in zip(self.machines, self.daemons, strict=True):
             machine.keepers = Keepers(
