@@ -35,6 +35,7 @@ from understudy.daemon.polling import Poll, poll
 from understudy.daemon.probe import Found, probe_forever
 from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
+from understudy.daemon.rundir import sync_directory
 from understudy.daemon.slots import Slots
 from understudy.daemon.status import LOCK, STATUS, DaemonStatus, status_of, write_status
 from understudy.daemon.stopping import SIGNALS, Ending, Stopping
@@ -105,9 +106,9 @@ async def run_daemon(
 
 
 def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
-    runs, work = config.path / "runs", config.path / "work"
-    for directory in (runs, work):
+    for directory in (runs := config.path / "runs", work := config.path / "work"):
         directory.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(config.path)
     return Workshop(
         server=config.server,
         workspace_id=config.workspace_id,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, product
+from typing import Final
 from typing import Any
 from uuid import UUID
 
 from understudy.testing.evidence import CLOSE_S, Evidence, Happened, Run
 from understudy.testing.laws import always
 from understudy.testing.replay import PENDING, STATUS, Board, replay
+
+AWAKE_S: Final = 7.0
+"""A look of a keeper, 2 s, and the steps by which it ends a stubborn agent."""
 
 
 @always
@@ -83,7 +87,11 @@ def tokens_are_new(evidence: Evidence) -> Iterator[str]:
 
 @always
 def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
-    """R2.3, R4.11: at no instant do two processes of one agent work at one issue, anywhere."""
+    """R2.3, R4.11: at no instant do two processes of one agent work at one issue, anywhere.
+
+    A machine that wakes finds its agents at work; until its keepers have seen what time it is, and
+    ended them, nobody is to blame.
+    """
     places = defaultdict[tuple[UUID | None, UUID], list[Run]](list)
     for newest in evidence.machines.runs.values():
         for run in newest.line():
@@ -98,7 +106,13 @@ def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
 
 
 def _overlap(one: Run, other: Run) -> bool:
-    return any(max(a, c) < min(b, d) - CLOSE_S for a, b in one.spans for c, d in other.spans)
+    pairs = product(_awake(one), _awake(other))
+    return any(max(a, c) < min(b, d) - CLOSE_S for (a, b), (c, d) in pairs)
+
+
+def _awake(run: Run) -> list[tuple[float, float]]:
+    first, *woken = run.spans
+    return [first, *((began + AWAKE_S, ended) for began, ended in woken)]
 
 
 @always

@@ -40,6 +40,18 @@ def _silent_s(evidence: Evidence, machine: str, at: float) -> float:
     return evidence.silent_s(machine, at - INSTANT_S) + INSTANT_S
 
 
+def _has_left(evidence: Evidence, lost: Happened) -> bool:
+    runtime_id = lost.body["runtime_id"]
+    said = [
+        each.body["action"]
+        for each in evidence.events
+        if each.kind == "daemon:register"
+        and each.at <= lost.at
+        and runtime_id in each.body.get("runtime_ids", ())
+    ]
+    return said[-1:] == ["deregister"]
+
+
 @always
 def only_the_silent_are_offline(evidence: Evidence) -> Iterator[str]:
     """R4.1, R4.4: no machine is taken for offline within 45 s of a sign of life."""
@@ -54,12 +66,16 @@ def only_the_silent_are_offline(evidence: Evidence) -> Iterator[str]:
 
 @always
 def the_lost_were_silent(evidence: Evidence) -> Iterator[str]:
-    """R4.2: no run is lost before its machine was silent for 45 s and its grace."""
+    """R4.2: no run is lost before its machine was silent for 45 s and its grace.
+
+    One that said goodbye need not be silent first.
+    """
     for row, event in _failures(evidence, "lose"):
         is_bound = evidence.agents[row["agent_id"]]["runtime_id"] is not None
         grace_s = evidence.leases.alone_grace_s if is_bound else TAKEOVER_S
         silent_s = _silent_s(evidence, machine := evidence.place(event), event.at)
-        if silent_s < SILENCE_S + grace_s - CLOSE_S:
+        least_s = grace_s + (0.0 if _has_left(evidence, event) else SILENCE_S)
+        if silent_s < least_s - CLOSE_S:
             yield f"{row['id']} is lost after {silent_s:.1f} s of silence of {machine}"
 
 
