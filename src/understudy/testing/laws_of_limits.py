@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import combinations, product
-from typing import Final
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from understudy.testing.evidence import CLOSE_S, Evidence, Happened, Run
