@@ -57,8 +57,8 @@ class Trust:
     def may_be_elsewhere(self, task: ClaimedTask, *, has_minder: bool) -> bool:
         """The promise has ended, and another machine may have been given this task.
 
-        What has a minder, a keeper that was told of promises, goes by those of earlier daemons until
-        this one has been promised something.
+        What has a minder, a keeper that was told of promises, goes by those of earlier daemons
+        until this one has been promised something.
         """
         if not task.is_movable or task.runtime_id is None:
             return False

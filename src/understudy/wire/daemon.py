@@ -213,7 +213,7 @@ class Held(Request):
 
 
 class Stopped(Held):
-    """The run's process tree is gone, but for `left`: names of what not even SIGKILL ended (R7.1)."""
+    """The run's process tree is gone (R7.1), but for `left`: names of what SIGKILL did not end."""
 
     left: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=20)] = []
 
