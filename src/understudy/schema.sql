@@ -1637,6 +1637,8 @@ begin
     from understudy.runtimes r
     where (r.status = 'online' or r.node_id is not null) and not exists (
       select from understudy.nodes n where n.id = r.node_id and n.lease_expires_at > understudy.now() - p_grace)
+      -- A node that has the database again may hear them before it has its lease again.
+      and r.last_seen_at <= understudy.now() - p_grace
     order by r.id limit p_max for no key update skip locked
   ) update understudy.runtimes r
       set status = 'offline', offline_since = understudy.now(), online_since = null, node_id = null,

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from understudy.actors.runtime import POLL_S as ACTORS_POLL_S
+from understudy.actors.place import POLL_S as ACTORS_POLL_S
 from understudy.core.explain import POLL_S, explain
 from understudy.core.leases import Leases
 from understudy.core.lifecycle import ACTIVE, IN_FLIGHT, TERMINAL, Move, Status

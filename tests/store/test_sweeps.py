@@ -437,6 +437,19 @@ async def test_who_registered_at_another_node_is_not_judged_for_the_dead_one(
     ]
 
 
+async def test_who_registers_at_a_node_that_has_no_lease_again_yet_is_not_judged_at_once(
+    calendar: Calendar,
+) -> None:
+    """R4.1, R4.4: its node has the database again, and has not come to renew its lease."""
+    back, mine = uuid4(), uuid4()
+    await holds_lease(calendar, back, since_s=0, to_s=100)  # To 130.
+    await holds_lease(calendar, mine, since_s=0, to_s=210)
+    await _register(calendar.at(200), node_id=back)
+    assert await sweeps.judge(calendar.database(205), mine, LEASES) == []
+    await holds_lease(calendar, mine, since_s=210, to_s=240)
+    assert len(await sweeps.judge(calendar.database(245), mine, LEASES)) == 1
+
+
 async def test_a_node_that_has_just_started_judges_nobody_for_45_s(calendar: Calendar) -> None:
     """R4.4"""
     mine = uuid4()
