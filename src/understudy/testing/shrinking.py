@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, final
 import msgspec
 import trio
 
-from understudy.testing.trial import Conduct, Outcome, Trial, law
+from understudy.testing.trial import Conduct, Outcome, Trial, kind, law
 
 BOUND_S: Final = 60.0
 TAILS: Final = (4, 16, 48)
@@ -57,10 +57,23 @@ class _Search:
         everything: Faults = tuple(self.best.faults)
         self.repeats = await self._first_broken([everything]) is not None
         if self.repeats:
-            tails = [everything[-size:] for size in TAILS if size < len(everything)]
+            await self._drop_kinds()
+            struck: Faults = tuple(self.best.faults)
+            tails = [struck[-size:] for size in TAILS if size < len(struck)]
             await self._first_broken([(), *tails])
             await self._narrow()
             await self._spare()
+
+    async def _drop_kinds(self) -> None:
+        """Half of the kinds, then quarters, then one by one: most have nothing to do with it."""
+        size = len(set(map(kind, self.best.faults))) // 2
+        while size:
+            struck: Faults = tuple(self.best.faults)
+            kinds = sorted(set(map(kind, struck)))
+            chunks = [set(kinds[start : start + size]) for start in range(0, len(kinds), size)]
+            without = [tuple(f for f in struck if kind(f) not in chunk) for chunk in chunks]
+            if await self._first_broken(without) is None:
+                size //= 2
 
     async def _narrow(self) -> None:
         """From the front, one by one, the faults that those behind them cannot do without.
