@@ -3,8 +3,9 @@
     python -m tests.world_mutants [--only WORD] [--seeds N] [--first S] [--json]
 
 A mutant is a change to a copy of `src`. It lives through one seed after the other until the auditor
-finds what it does not find in the same seed of the code as it is (the control). One that hangs,
-dies or cannot be imported is found, too: "the-world-holds". A run over all of them writes
+finds what it does not find in the same seed of the code as it is (the control), and finds it again
+in a process of its own: what does not repeat itself is no proof of anything. One that hangs, dies
+or cannot be imported is found, too: "the-world-holds". A run over all of them writes
 docs/mutants.md.
 """
 
@@ -77,6 +78,8 @@ class Laboratory:
         self.directory = directory
         self.violated: dict[int, frozenset[str]] = {}
         self.ignored = 0
+        self.flukes: list[str] = []
+        """Violations that did not come again."""
         self._server = server
         self._names = count(1)
         self._busy = trio.Lock()
@@ -134,16 +137,24 @@ class Laboratory:
         """How many seeds it took, and the first violation; none is empty."""
         for tried, seed in enumerate(seeds, start=1):
             outcome = await worker.conduct(Trial(seed=seed))
-            if found := await self._news(seed, outcome.violations):
-                return tried, found[0]
+            for what in await self._news(seed, outcome.violations):
+                if await self._comes_again(worker, seed, named(what)):
+                    return tried, what
+                self.flukes.append(f"seed {seed}: {what[:WHAT_MAX]}")
         return len(seeds), ""
+
+    async def _comes_again(self, worker: Worker, seed: int, noticed: str) -> bool:
+        await worker.aclose()
+        again = await worker.conduct(Trial(seed=seed))
+        return noticed in map(named, again.violations)
 
     async def _news(self, seed: int, violations: Sequence[str]) -> list[str]:
         if not violations:
             return []
         known = await self.laws_violated(seed)
         self.ignored += len(set(map(named, violations)) & known)
-        return [each for each in violations if named(each) not in known]
+        news = {named(each): each for each in reversed(violations) if named(each) not in known}
+        return [*reversed(news.values())]  # The first of each law.
 
 
 def named(violation: str) -> str:
@@ -205,6 +216,8 @@ class Summary:
     control_violations: dict[int, list[str]]
     ignored: int
     """Violations of mutants that the control has in the same seed."""
+    flukes: list[str]
+    """Those that did not come again: worlds are to be deterministic, so there should be none."""
 
     @property
     def share(self) -> float:
@@ -216,7 +229,7 @@ class Summary:
             f"{self.killed} of {self.mutants} mutants killed ({self.share:.0%}) within "
             f"{self.seeds} seeds, median {self.median_seeds:g}; the control violates {violated} "
             f"laws in {len(self.control_violations)} seeds, for which {self.ignored} violations "
-            "were ignored"
+            f"were ignored; {len(self.flukes)} others did not come again, and did not count"
         )
 
 
@@ -224,7 +237,8 @@ def summary(verdicts: Sequence[Verdict], laboratory: Laboratory, seeds: int) -> 
     killed = [verdict.seeds for verdict in verdicts if verdict.is_killed]
     unclean = {seed: sorted(laws) for seed, laws in sorted(laboratory.violated.items()) if laws}
     needed = median(killed) if killed else 0
-    return Summary(len(verdicts), len(killed), needed, seeds, unclean, laboratory.ignored)
+    ignored, flukes = laboratory.ignored, laboratory.flukes
+    return Summary(len(verdicts), len(killed), needed, seeds, unclean, ignored, flukes)
 
 
 def rich_table(verdicts: Sequence[Verdict]) -> Table:
