@@ -322,12 +322,15 @@ async def status_of(fleet: Fleet, daemon: Daemon) -> str:
 
 
 async def pass_time(fleet: Fleet) -> None:
-    """The leases are a minute older: that of the dead node, and that of the living one."""
+    """The leases are older, the dead node's and the living one's; so is what was heard."""
     await fleet.database.pool.execute(
         "update understudy.nodes set lease_since = lease_since - interval '90 s',"
         " lease_expires_at = case when address = $1 then lease_expires_at"
         " else lease_expires_at - interval '90 s' end",
         fleet.second.address,
+    )
+    await fleet.database.pool.execute(
+        "update understudy.runtimes set last_seen_at = last_seen_at - interval '90 s'"
     )
 
 

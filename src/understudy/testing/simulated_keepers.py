@@ -29,7 +29,7 @@ from understudy.daemon.rundir import LOG, Spec
 from understudy.testing.evidence import Run
 from understudy.testing.simulated_keeper import SimulatedKeeper
 from understudy.testing.simulated_process import AwakeClock, Home, ProcessTable, Script
-from understudy.testing.virtual_process import VirtualProcess
+from understudy.testing.virtual_process import VirtualProcess, bury
 from understudy.wire.daemon import ClaimedTask
 
 Fate: TypeAlias = Callable[[ClaimedTask, Spec, int], Script]
@@ -122,6 +122,7 @@ class Keepers:
     def kill_all(self) -> None:
         for keeper in [*self._alive.values()]:
             keeper.process.kill()
+        bury()
         self._table.clear()
 
     # For faults and for the auditor

@@ -30,7 +30,7 @@ from understudy.testing.simulated_keepers import Keepers
 from understudy.testing.simulated_network import Way, Weather
 from understudy.testing.simulated_node import PORT
 from understudy.testing.virtual import EPOCH
-from understudy.testing.virtual_process import VirtualProcess, bury
+from understudy.testing.virtual_process import VirtualProcess
 
 CALM_S: Final = (20.0, 60.0, 120.0, 240.0)
 NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
@@ -207,7 +207,6 @@ class SimulatedMachine:
         """Its daemon is down already."""
         self.auditor.note(f"{self.name} loses power")
         self.keepers.kill_all()
-        bury()
         over = {path.parent.name for path in self.disk.root.glob(f"runs/*/{rundir.EXIT}")}
         self.auditor.lost_memory(self.name, of_all=False, but=over)
         for lost in self.disk.power_cut(self._is_lost):
@@ -218,7 +217,6 @@ class SimulatedMachine:
         """It comes back as it was delivered: the same name, and nothing that it knows."""
         self.auditor.note(f"{self.name} loses its disk")
         self.keepers.kill_all()
-        bury()
         self.auditor.lost_memory(self.name, of_all=True)
         self.disk.wipe()
         replace_file(self.disk.root / "daemon_id", self.name)
