@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from understudy.store.embedded import EmbeddedServer
 from understudy.testing.excerpt import excerpt
-from understudy.testing.postgres import throwaway_database
+from understudy.testing.postgres import throwaway_database, throwaway_server
 from understudy.testing.torture import determinism
 from understudy.testing.trial import Outcome, Trial, conduct, read_regression
 
@@ -38,10 +37,15 @@ def test_a_seed_that_once_found_a_bug_finds_it_no_more(dsn: str, path: Path) -> 
     assert not outcome.violations, told(outcome)
 
 
-async def test_a_seed_has_one_history_in_all_processes(server: EmbeddedServer) -> None:
+async def test_a_seed_has_one_history_in_all_processes() -> None:
     """Under different hash seeds; `understudy torture --twice` compares as many as wanted."""
-    with throwaway_database(server) as one, throwaway_database(server) as other:
-        assert await determinism((one, other), [11]) == []
+    with (
+        throwaway_server() as one,
+        throwaway_database(one) as first,
+        throwaway_server() as other,
+        throwaway_database(other) as second,
+    ):
+        assert await determinism((first, second), [11, 12]) == []
 
 
 def test_seeds_have_different_histories(dsn: str) -> None:

@@ -92,9 +92,11 @@ async def open_torture(
         directory = Path(name)
         await trio.Path(name).chmod(0o711)  # If we are root the server is somebody else.
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(_open_server(directory / "postgres"))
             workers: list[Worker] = []
             for number in range(1, jobs + 1):
+                # Snapshots tell of all databases of a server: a world has one to itself.
+                postgres = directory / f"postgres-{number}"
+                server = await stack.enter_async_context(_open_server(postgres))
                 server.ensure_database(f"world_{number}")
                 dsn, stderr = server.dsn(f"world_{number}"), directory / f"worker-{number}"
                 worker = Worker(dsn, number, stderr=stderr, world=world, limit_s=limit_s)
