@@ -1198,6 +1198,13 @@ begin
   end if;
 end $$;
 
+-- R6.5: by the server, of its own accord; not by its own report, which would be replayed.
+create function understudy.was_given_up(it understudy.tasks) returns boolean language sql immutable as $$
+  select it.status = 'failed' and it.result is null and it.started_at is not null
+    and it.failure_reason in ('timeout', 'runtime_offline', 'runtime_recovery')
+    and it.move in ('time_out', 'lose', 'orphan')
+$$;
+
 -- R6.5. A result that comes after the server gave the task up counts as long as no successor has
 -- started; then it ends them. Otherwise it is kept on the old row for the reader (outcome `kept`).
 create function understudy.complete_late(
@@ -1208,11 +1215,9 @@ declare
   heirs understudy.tasks[];
   agents uuid[];
 begin
-  select * into task from understudy.tasks
-    where id = p_task and workspace_id = p_workspace and status = 'failed' and result is null
-      and failure_reason in ('timeout', 'runtime_offline', 'runtime_recovery')
-      and move in ('time_out', 'lose', 'orphan')   -- Not by its own report: that one would be replayed.
-      and started_at is not null and claim_token is not distinct from p_token
+  select * into task from understudy.tasks t
+    where id = p_task and workspace_id = p_workspace and understudy.was_given_up(t)
+      and claim_token is not distinct from p_token
     for no key update;
   if not found then
     return query select * from understudy.refusal(
@@ -1704,6 +1709,11 @@ language sql immutable as $$
   select it.claim_token is not distinct from p_token or (p_token is null and it.fence = 'lease')
 $$;
 
+-- What the server gave up may still tell the reader what it does: its result may count, too (R6.5).
+create function understudy.is_heard(it understudy.tasks) returns boolean language sql immutable as $$
+  select it.status in ('dispatched', 'running') or understudy.was_given_up(it)
+$$;
+
 -- R5.8: stored the moment the agent reveals them.
 create function understudy.pin_session(
   p_workspace uuid, p_task uuid, p_token uuid, p_session text, p_work_dir text, p_refused_session text
@@ -1711,7 +1721,7 @@ create function understudy.pin_session(
 begin
   update understudy.tasks t
     set session_id = coalesce(p_session, session_id), work_dir = coalesce(p_work_dir, work_dir)
-    where id = p_task and workspace_id = p_workspace and status in ('dispatched', 'running')
+    where id = p_task and workspace_id = p_workspace and understudy.is_heard(t)
       and understudy.may_tell(t, p_token)
     returning * into task;
   if found then
@@ -1734,15 +1744,13 @@ begin
   return query select * from understudy.refusal(p_workspace, p_task, p_token, '{}');
 end $$;
 
--- R6.9: resending a batch changes nothing. The row lock keeps a batch from slipping in after the end. What
--- the server gave up may still tell the reader what it did: its result may count, too (R6.5).
+-- R6.9: resending a batch changes nothing. The row lock keeps a batch from slipping in after the end.
 create function understudy.append_messages(p_workspace uuid, p_task uuid, p_token uuid, p_messages jsonb)
 returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
   select * into task from understudy.tasks t
-    where id = p_task and workspace_id = p_workspace and understudy.may_tell(t, p_token)
-      and (status in ('dispatched', 'running') or (status = 'failed' and result is null and claim_token is not null
-           and failure_reason in ('timeout', 'runtime_offline', 'runtime_recovery')))
+    where id = p_task and workspace_id = p_workspace and understudy.is_heard(t)
+      and understudy.may_tell(t, p_token)
     for share;
   if not found then
     return query select * from understudy.refusal(p_workspace, p_task, p_token, '{}');

@@ -214,11 +214,30 @@ async def test_a_run_that_was_given_up_may_speak_until_its_result_is_there(story
     assert [m.content for m in await tasks.messages(story.database, claim.id)] == ["still here"]
 
 
-async def test_a_run_that_reported_its_own_end_has_said_all(story: Story) -> None:
+async def test_a_run_that_was_given_up_may_name_its_session_until_its_result_is_there(
+    story: Story,
+) -> None:
+    """R5.8, R6.5: refused, its daemon would take the claim for void and the rest unsaid (seed 721)."""
+    _, claim, _ = await given_up(story)
+    assert (await pin(story, claim)).outcome is Outcome.MOVED
+    assert (await story.row(claim.id)).session_id == "revealed"
+    await story.complete(claim)
+    assert (await pin(story, claim)).outcome is Outcome.FENCED
+
+
+async def pin(story: Story, claim: ClaimedTask) -> tasks.Moved:
+    return await tasks.pin_session(
+        story.database, held(claim), session_id="revealed", work_dir=None
+    )
+
+
+@pytest.mark.parametrize("reason", ["agent_error", "timeout"])
+async def test_a_run_that_reported_its_own_end_has_said_all(story: Story, reason: str) -> None:
     """R6.6"""
     claim = await story.running()
-    await story.fail(claim, "agent_error")
+    await story.fail(claim, reason)
     assert (await story.tell(claim, "and on")).outcome is Outcome.FENCED
+    assert (await pin(story, claim)).outcome is Outcome.FENCED
 
 
 async def test_what_a_run_cost_is_told_whatever_became_of_it(story: Story) -> None:
