@@ -508,6 +508,17 @@ async def test_a_refusal_arrives_although_the_peer_is_still_sending(
     assert (await hear(stream)).endswith(b"not for you")
 
 
+async def test_an_answer_to_a_request_not_heard_out_announces_that_the_connection_ends(
+    bare_site: Site, autojump_clock: MockClock
+) -> None:
+    """A client that took it for reusable would lose its next request, and not know its fate."""
+    stream = await bare_site.connect()
+    await stream.send_all(b"POST / HTTP/1.1\r\nhost: server\r\ncontent-length: 5\r\n\r\n")
+    answer = await stream.receive_some()
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert await hear(stream) == b""
+
+
 async def test_an_oversized_websocket_message_is_answered_with_1009(
     site: Site, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

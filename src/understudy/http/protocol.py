@@ -11,6 +11,7 @@ import trio
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response as HttpResponse
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
@@ -68,6 +69,16 @@ class Http1(H11Protocol):
                 state=self.connection_state,
             )
         )
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Announce the close that Hypercorn makes behind an answer to a request not heard out.
+
+        Unannounced it would meet the client's next request, which then may or may not have been
+        carried out.
+        """
+        if isinstance(event, HttpResponse) and self.connection.their_state is h11.SEND_BODY:
+            event.headers.append((b"connection", b"close"))
+        await super().stream_send(event)
 
     def _open_stream(self, stream: type[S]) -> S:
         return stream(
