@@ -217,7 +217,7 @@ async def test_a_run_that_was_given_up_may_speak_until_its_result_is_there(story
 async def test_a_run_that_was_given_up_may_name_its_session_until_its_result_is_there(
     story: Story,
 ) -> None:
-    """R5.8, R6.5: refused, its daemon would take the claim for void and the rest unsaid (seed 721)."""
+    """R5.8, R6.5: refused, its daemon would take the claim for void and say no more (seed 721)."""
     _, claim, _ = await given_up(story)
     assert (await pin(story, claim)).outcome is Outcome.MOVED
     assert (await story.row(claim.id)).session_id == "revealed"
