@@ -222,8 +222,8 @@ ROWS = {
     ),
     "no slot": Row(
         queued(FULL, replace(FULL, name="linux/claude")), C.NO_SLOT,
-        "queued: runtimes linux/claude and mac/claude are working in every slot",
-        "when a run ends there" + EXPIRES, EXPIRES_AT,
+        "queued: runtimes linux/claude and mac/claude are without a free slot",
+        "when a run ends there, or a daemon that drains is started again" + EXPIRES, EXPIRES_AT,
     ),
     "now": Row(
         queued(MAC, LINUX, GONE), C.HANDING_OVER,

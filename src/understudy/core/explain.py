@@ -278,7 +278,9 @@ def _no_room(case: _Case) -> Explanation | None:
         )
     full = [place.name for place in case.fit]
     return case.say(
-        C.NO_SLOT, f"queued: {runtimes(full)} working in every slot", "when a run ends there"
+        C.NO_SLOT,
+        f"queued: {runtimes(full)} without a free slot",
+        "when a run ends there, or a daemon that drains is started again",
     )
 
 
