@@ -127,7 +127,10 @@ def quotas_are_respected(evidence: Evidence) -> Iterator[str]:
 
 
 def _was_overruled(evidence: Evidence, since: float, at: float) -> bool:
-    return any(a - CLOSE_S <= at and since <= b for a, b in evidence.machines.reruns)
+    """Its request may have been carried out after somebody gave up waiting for the answer."""
+    begun = [seconds(r["created_at"]) for r in evidence.tasks.values() if r["trigger"] == "rerun"]
+    asked = [*evidence.machines.reruns, *zip(begun, begun, strict=True)]
+    return any(a - CLOSE_S <= at and since <= b for a, b in asked)
 
 
 @at_rest
