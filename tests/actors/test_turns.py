@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -72,6 +72,14 @@ async def carrying(stage: Stage) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
+@contextmanager
+def claiming(stage: Stage, expected: int) -> Iterator[None]:
+    """So many claims are made within it."""
+    before = stage.outage.claims()
+    yield
+    assert stage.outage.claims() - before == expected
+
+
 async def beat(stage: Stage, machines: list[Machine], seconds: float) -> None:
     while seconds > 0:
         for each in machines:
@@ -87,6 +95,14 @@ async def commit(stage: Stage, title: str, agent: Agent | None = None) -> Task:
     return done.task
 
 
+async def busy(stage: Stage) -> Agent:
+    """An agent that has all that it may do at a time."""
+    narrow = await stage.board.agent("Narrow", max_concurrent_tasks=1)
+    stage.cast.wake_for(await commit(stage, "First", narrow))
+    await trio.sleep(AT_ONCE_S)
+    return narrow
+
+
 def counts(machines: list[Machine]) -> list[int]:
     return [len(each.got()) for each in machines]
 
@@ -100,12 +116,11 @@ def test_an_enqueue_is_claimed_by_one_of_a_hundred_idle_machines_and_costs_one_c
         machines = await fleet(stage, 100)
         async with carrying(stage):
             await trio.sleep(1)
-            before = stage.outage.claims()
-            await stage.queue("Now")
-            await trio.sleep(AT_ONCE_S)
-            assert sum(counts(machines)) == 1
-            await trio.sleep(3)
-            assert stage.outage.claims() - before == 1
+            with claiming(stage, 1):
+                await stage.queue("Now")
+                await trio.sleep(AT_ONCE_S)
+                assert sum(counts(machines)) == 1
+                await trio.sleep(3)
 
     perform(play)
 
@@ -117,11 +132,10 @@ def test_an_enqueue_at_another_node_costs_this_one_a_single_claim(perform: Perfo
         machines = await fleet(stage, 30)
         async with carrying(stage):
             await trio.sleep(1)
-            before = stage.outage.claims()
-            await commit(stage, "There")
-            await trio.sleep(3)
-            assert sum(counts(machines)) == 1
-            assert stage.outage.claims() - before == 1
+            with claiming(stage, 1):
+                await commit(stage, "There")
+                await trio.sleep(3)
+                assert sum(counts(machines)) == 1
 
     perform(play)
 
@@ -133,19 +147,16 @@ def test_the_end_of_a_run_costs_one_claim_and_starts_its_successor_at_once(
 
     async def play(stage: Stage) -> None:
         machines = await fleet(stage, 30)
-        narrow = await stage.board.agent("Narrow", max_concurrent_tasks=1)
-        stage.cast.wake_for(await commit(stage, "First", narrow))
-        await trio.sleep(AT_ONCE_S)
+        narrow = await busy(stage)
         (first,) = [task for each in machines for task in each.got()]
         stage.cast.wake_for(await commit(stage, "Second", narrow))
         holder = Holder(stage.board.workspace_id, first.id, first.claim_token)
         await stage.cast.report(first.id, lambda: Start(holder))
         await trio.sleep(AT_ONCE_S)
-        before = stage.outage.claims()
-        await stage.cast.report(first.id, lambda: Told(holder, Complete(output="x")))
-        await trio.sleep(AT_ONCE_S)
-        assert sum(counts(machines)) == 1
-        assert stage.outage.claims() - before == 1
+        with claiming(stage, 1):
+            await stage.cast.report(first.id, lambda: Told(holder, Complete(output="x")))
+            await trio.sleep(AT_ONCE_S)
+            assert sum(counts(machines)) == 1
 
     perform(play)
 
@@ -157,13 +168,10 @@ def test_work_of_an_agent_that_has_no_room_costs_one_claim_however_many_machines
 
     async def play(stage: Stage) -> None:
         machines = await fleet(stage, 30)
-        narrow = await stage.board.agent("Narrow", max_concurrent_tasks=1)
-        stage.cast.wake_for(await commit(stage, "First", narrow))
-        await trio.sleep(AT_ONCE_S)
-        before = stage.outage.claims()
-        stage.cast.wake_for(await commit(stage, "Second", narrow))
-        await trio.sleep(AT_ONCE_S)
-        assert stage.outage.claims() - before == 1
+        narrow = await busy(stage)
+        with claiming(stage, 1):
+            stage.cast.wake_for(await commit(stage, "Second", narrow))
+            await trio.sleep(AT_ONCE_S)
         assert sum(counts(machines)) == 1
 
     perform(play)
@@ -194,10 +202,9 @@ def test_machines_that_poll_ask_the_database_once_for_a_change_however_many_they
             await stage.cast.attend(row)
         for _ in range(2):
             stage.cast.wake(stage.board.workspace_id, PROVIDER)
-            before = stage.outage.claims()
-            for row in rows:
-                assert await stage.cast.claim(row.id, slots=1, fence="full") == []
-            assert stage.outage.claims() - before == 1
+            with claiming(stage, 1):
+                for row in rows:
+                    assert await stage.cast.claim(row.id, slots=1, fence="full") == []
 
     perform(play)
 
@@ -238,11 +245,10 @@ def test_a_machine_that_is_full_passes_the_rest_on(perform: Perform) -> None:
         machines = await fleet(stage, 4, slots=2)
         for number in range(4):
             await commit(stage, f"Issue {number}")
-        before = stage.outage.claims()
-        await stage.queue("The last")
-        await trio.sleep(AT_ONCE_S)
-        assert sorted(counts(machines)) == [0, 1, 2, 2]
-        assert stage.outage.claims() - before == 3
+        with claiming(stage, 3):
+            await stage.queue("The last")
+            await trio.sleep(AT_ONCE_S)
+            assert sorted(counts(machines)) == [0, 1, 2, 2]
 
     perform(play)
 
@@ -319,11 +325,10 @@ def test_a_task_reaches_the_one_machine_that_it_is_bound_to_at_once_and_for_one_
     async def play(stage: Stage) -> None:
         machines = await fleet(stage, 30)
         bound = await stage.board.agent("Bound", runtime_id=machines[17].id)
-        before = stage.outage.claims()
-        stage.cast.wake_for(await commit(stage, "Here", bound))
-        await trio.sleep(AT_ONCE_S)
-        assert len(machines[17].got()) == 1
-        assert stage.outage.claims() - before == 1
+        with claiming(stage, 1):
+            stage.cast.wake_for(await commit(stage, "Here", bound))
+            await trio.sleep(AT_ONCE_S)
+            assert len(machines[17].got()) == 1
 
     perform(play)
 
@@ -335,11 +340,10 @@ def test_whoever_looks_finds_out_for_which_machine_a_task_waits(perform: Perform
         machines = await fleet(stage, 30)
         bound = await stage.board.agent("Bound", runtime_id=machines[17].id)
         await commit(stage, "Here", bound)
-        before = stage.outage.claims()
-        stage.cast.wake_workspace(stage.board.workspace_id)
-        await trio.sleep(AT_ONCE_S)
-        assert len(machines[17].got()) == 1
-        assert stage.outage.claims() - before == 2
+        with claiming(stage, 2):
+            stage.cast.wake_workspace(stage.board.workspace_id)
+            await trio.sleep(AT_ONCE_S)
+            assert len(machines[17].got()) == 1
 
     perform(play)
 
@@ -371,10 +375,9 @@ def test_machines_without_quota_are_not_all_asked_at_each_change(perform: Perfor
         for number in range(21):
             await stage.queue(f"Issue {number}")
             await trio.sleep(AT_ONCE_S)
-        before = stage.outage.claims()
-        await stage.queue("Another")
-        await trio.sleep(AT_ONCE_S)
-        assert stage.outage.claims() - before == 1
+        with claiming(stage, 1):
+            await stage.queue("Another")
+            await trio.sleep(AT_ONCE_S)
         assert sum(counts(machines)) == 0
 
     perform(play)
@@ -419,10 +422,9 @@ def test_a_look_that_failed_is_repeated_soon(perform: Perform) -> None:
     async def play(stage: Stage) -> None:
         machines = await fleet(stage, 20)
         stage.outage.failing.add("claim_tasks")
-        before = stage.outage.claims()
-        await stage.queue("Delayed")
-        await trio.sleep(3 * PATIENCE_S - AT_ONCE_S)
-        assert stage.outage.claims() - before == 3
+        with claiming(stage, 3):
+            await stage.queue("Delayed")
+            await trio.sleep(3 * PATIENCE_S - AT_ONCE_S)
         stage.outage.failing.clear()
         await trio.sleep(2 * AT_ONCE_S)
         assert sum(counts(machines)) == 1

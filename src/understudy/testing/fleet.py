@@ -9,7 +9,6 @@ them fit into a process. `COARSE` says what that leaves out. The same seed has t
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
@@ -31,7 +30,6 @@ from understudy.http.work import assigned
 from understudy.store import issues, people
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
-from understudy.store.pool import Pool
 from understudy.testing import faults, fleet_fortune
 from understudy.testing.board import Board
 from understudy.testing.clock import run_virtual
@@ -40,8 +38,9 @@ from understudy.testing.fleet_fortune import DAY_S, HOUR_S, next_arrival, next_b
 from understudy.testing.fleet_ledger import Ledger
 from understudy.testing.fleet_machine import MESSAGES_S, FleetMachine
 from understudy.testing.fleet_node import FleetNode, Line
+from understudy.testing.ground import quiet
 from understudy.testing.network import MemoryNetwork
-from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.testing.virtual import VirtualPostgres
 from understudy.wire.board import CreateIssue
 
 TASKS_PER_MACHINE: Final = 10.0
@@ -109,30 +108,20 @@ Tell = Callable[[float, int], None]
 
 def measure(dsn: str, fleet: Fleet, tell: Tell = lambda part, tasks: None) -> Answer:
     began = time.monotonic()
-    was = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # What production code logs of faults is no news here.
-    try:
+    with quiet():
         found = run_virtual(partial(_measure, dsn, fleet, tell), seed=fleet.seed)
-    finally:
-        logging.disable(was)
     return found.in_seconds(time.monotonic() - began)
 
 
 async def _measure(dsn: str, fleet: Fleet, tell: Tell) -> Answer:
     dice = Random(fleet.seed)  # noqa: S311  # It is to be repeated.
-    postgres = await VirtualPostgres.open(dsn)
-    try:
-        await postgres.empty()
-        pool = Pool(partial(postgres.connect, no_faults), size=4)
+    postgres = await VirtualPostgres.at(dsn)
+    async with postgres.open_database(dice) as database:
         await trio.sleep_until(fleet.begins_s)
-        world = FleetWorld(fleet, Database(pool, dice), postgres, dice, tell)
+        world = FleetWorld(fleet, database, postgres, dice, tell)
         await world.run()
         world.ledger.close()
-        found = await answer(fleet, world.ledger, world.database, world.agents, COARSE)
-        await pool.aclose()
-        return found
-    finally:
-        postgres.close()
+        return await answer(fleet, world.ledger, world.database, world.agents, COARSE)
 
 
 @final

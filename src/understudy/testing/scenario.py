@@ -17,7 +17,6 @@ When it is told, everything comes to rest; then the auditor's laws are checked (
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias, final
 from uuid import UUID
 
@@ -41,13 +39,13 @@ from understudy.daemon.probe import Found
 from understudy.daemon.rundir import Spec
 from understudy.store import people, tokens
 from understudy.store.database import Database
-from understudy.store.pool import Pool
 from understudy.store.tokens import Owner
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.ground import quiet, temporary_home
 from understudy.testing.laptop import Laptop, Wires
 from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
@@ -58,7 +56,7 @@ from understudy.testing.simulated_network import LATENCY_S
 from understudy.testing.simulated_node import SimulatedNode
 from understudy.testing.simulated_process import Play, Script
 from understudy.testing.taps import tapped
-from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.testing.virtual import VirtualPostgres
 from understudy.testing.virtual_process import (
     VirtualProcess,
     current_process,
@@ -72,7 +70,6 @@ SEED: Final = 1
 NODE: Final = "node"
 EVENTS_POLL_S: Final = 600.0
 """Nobody reads events here."""
-MEMORY: Final = Path("/dev/shm")  # noqa: S108
 
 Story: TypeAlias = Callable[["Scenario"], Awaitable[None]]
 
@@ -87,27 +84,17 @@ def enact(
     dsn: str, story: Story, *, dice: Random | None = None, rules: Rules | None = None
 ) -> None:
     """Raises AssertionError: the story's own, or with what the auditor has found."""
-    memory = MEMORY if MEMORY.is_dir() else None
-    with (
-        TemporaryDirectory(prefix="understudy-", dir=memory) as home,
-        # What production code logs at the end of a world is no news.
-        replaced(logging.root.manager, "disable", logging.CRITICAL),
-    ):
+    with quiet(), temporary_home() as home:
         chosen = dice or Random(SEED)  # noqa: S311  # It is to be repeated.
-        play = partial(_enact, dsn, story, Path(home), chosen, rules or Rules())
+        play = partial(_enact, dsn, story, home, chosen, rules or Rules())
         run_virtual(play, seed=SEED)
 
 
 async def _enact(dsn: str, story: Story, home: Path, dice: Random, rules: Rules) -> None:
     postgres = await VirtualPostgres.at(dsn)
-    await postgres.empty()
-    pool = Pool(partial(postgres.connect, no_faults), size=4)
-    world = Scenario(Database(pool, dice), postgres, home, rules)
-    with suspendable():
-        try:
-            await world.enact(story)
-        finally:
-            await pool.aclose()
+    async with postgres.open_database(dice) as database:
+        with suspendable():
+            await Scenario(database, postgres, home, rules).enact(story)
 
 
 @final

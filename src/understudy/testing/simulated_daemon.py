@@ -66,7 +66,7 @@ class SimulatedDaemon:
     async def _incarnate(self, nursery: trio.Nursery, name: str) -> None:
         """Until it has ended, however."""
         process, ended = VirtualProcess(name), trio.Event()
-        process.at_death.append(partial(self.release, process))
+        process.at_death += [partial(self.release, process), ended.set]
         self.machine.daemons.append(process)
         send, signals = trio.open_memory_channel[int](10)
         process.start_soon(nursery, self.run, signals, ended)
@@ -75,8 +75,8 @@ class SimulatedDaemon:
                 if self.machine.chance.befalls(self.machine.name, faults.DAEMON_TWICE):
                     watch.start_soon(self._incarnate, nursery, f"{name}, a second one")
                 watch.start_soon(self._ask_to_end, process, send)
-                for event in (ended, process.died):
-                    watch.start_soon(_wait_and_cancel, event, watch.cancel_scope)
+                await ended.wait()
+                watch.cancel_scope.cancel()
         finally:
             process.kill()
 
@@ -104,8 +104,3 @@ class SimulatedDaemon:
                 await trio.sleep(chance.pick(f"{name}/life", LIFE_S))
                 self.machine.auditor.note(f"{kind.name}: {process.name}")
                 signals.send_nowait(number)
-
-
-async def _wait_and_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

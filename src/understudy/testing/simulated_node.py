@@ -108,9 +108,8 @@ class SimulatedNode:
             process.kill_after(chance.pick(f"{self.name}/steps", STEPS))
         elif chance.befalls(self.name, faults.NODE_STOPPED):
             asked.deadline = trio.current_time() + chance.pick(f"{self.name}/life", LIFE_S)
-        async with trio.open_nursery() as nursery:
-            for event in (ended, process.died):
-                nursery.start_soon(_wait_and_cancel, event, nursery.cancel_scope)
+        process.at_death.append(ended.set)
+        await ended.wait()
         process.kill()
 
     def _absence_s(self) -> float:
@@ -167,8 +166,3 @@ class SimulatedNode:
         process.suspend()
         await trio.sleep(seconds)
         process.resume()
-
-
-async def _wait_and_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

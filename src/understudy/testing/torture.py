@@ -10,7 +10,6 @@ of each, under different hash seeds, and histories that differ are a violation.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,18 +17,17 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, final
+from typing import final
 
 import msgspec
 import trio
 
 from understudy.store.embedded import EmbeddedServer
 from understudy.testing import excerpt
+from understudy.testing.ground import temporary_home
 from understudy.testing.postgres import HASTY
 from understudy.testing.trial import WORLD, Conduct, Outcome, Trial, kind
 from understudy.testing.worker import LIMIT_S, Worker
-
-MEMORY: Final = Path("/dev/shm")  # noqa: S108  # A directory of ours in it, by mkdtemp.
 
 
 @final
@@ -87,10 +85,8 @@ async def open_torture(
     jobs: int, *, is_twice: bool = False, world: str = WORLD, limit_s: float = LIMIT_S
 ) -> AsyncIterator[list[Conduct]]:
     """The lanes of so many processes, and a PostgreSQL of our own in memory, gone afterwards."""
-    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
-    with TemporaryDirectory(prefix="understudy-torture-", dir=memory) as name:
-        directory = Path(name)
-        await trio.Path(name).chmod(0o711)  # If we are root the server is somebody else.
+    with temporary_home("understudy-torture-") as directory:
+        await trio.Path(directory).chmod(0o711)  # If we are root the server is somebody else.
         async with AsyncExitStack() as stack:
             workers: list[Worker] = []
             for number in range(1, jobs + 1):

@@ -72,10 +72,8 @@ async def open_virtual_database(
     """The database at `dsn` with our schema and nothing in it."""
     postgres = await VirtualPostgres.open(dsn)
     try:
-        await postgres.empty()
-        pool = Pool(partial(postgres.connect, faults), size=size)
-        yield Database(pool, dice)
-        await pool.aclose()
+        async with postgres.open_database(dice, faults=faults, size=size) as database:
+            yield database
     finally:
         postgres.close()
 
@@ -112,6 +110,18 @@ class VirtualPostgres:
         postgres = cls(session, waits)
         await schema.bring_up(await postgres.connect(no_faults))
         return postgres
+
+    @asynccontextmanager
+    async def open_database(
+        self, dice: Random, *, faults: StatementFaults = no_faults, size: int = 4
+    ) -> AsyncIterator[Database]:
+        """A world's: nothing is in it."""
+        await self.empty()
+        pool = Pool(partial(self.connect, faults), size=size)
+        try:
+            yield Database(pool, dice)
+        finally:
+            await pool.aclose()
 
     async def empty(self) -> None:
         """For the next world."""

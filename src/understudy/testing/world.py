@@ -8,16 +8,13 @@ what the auditor found; the seed replays it.
 from __future__ import annotations
 
 import gc
-import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
 from typing import Final, final
 
 import trio
@@ -31,7 +28,6 @@ from understudy.core.records import Agent
 from understudy.daemon import spool, trust
 from understudy.store import events, people, tokens
 from understudy.store.database import Database
-from understudy.store.pool import Pool
 from understudy.store.tokens import Owner
 from understudy.testing import faults, scripted_agents
 from understudy.testing.auditor import Auditor
@@ -40,6 +36,7 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import reseed, run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.ground import quiet, temporary_home
 from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
 from understudy.testing.network import MemoryNetwork
@@ -52,7 +49,7 @@ from understudy.testing.simulated_machine import SimulatedMachine
 from understudy.testing.simulated_network import LATENCY_S, Weather
 from understudy.testing.simulated_node import SimulatedNode
 from understudy.testing.taps import tapped
-from understudy.testing.virtual import VirtualPostgres, no_faults
+from understudy.testing.virtual import VirtualPostgres
 from understudy.testing.virtual_process import current_process, suspendable, unwind_all
 
 NODES: Final = 2
@@ -78,7 +75,6 @@ SLOWED: Final = (
 )
 """Who looks again and again looks less often, and nobody is silent for long: half of all simulated
 time went into that."""
-MEMORY: Final = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def simulate(
     auditor = Auditor()
     chance = Chance(seed, muted, kinds, note=auditor.note)
     passed = Passed()
-    with _quiet(), _uncollected(), _home() as home:
+    with quiet(), _uncollected(), temporary_home() as home:
         main = partial(_simulate, dsn, seed, chance, auditor, home, passed)
         try:
             run_virtual(main, seed=seed)
@@ -129,17 +125,6 @@ def _first(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What production code logs of faults is no news here."""
-    was = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(was)
-
-
-@contextmanager
 def _uncollected() -> Iterator[None]:
     """Garbage is collected between worlds: an async generator that is found in the middle of one
     costs trio a task, whenever that is. What is left then stays, and need not be looked at again.
@@ -151,16 +136,6 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-@contextmanager
-def _home() -> Iterator[Path]:
-    """For the machines' files: in memory where that can be had."""
-    home = Path(mkdtemp(prefix="understudy-", dir=MEMORY if MEMORY.is_dir() else None))
-    try:
-        yield home
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager
@@ -183,18 +158,15 @@ async def _simulate(
     dsn: str, seed: int, chance: Chance, auditor: Auditor, home: Path, passed: Passed
 ) -> None:
     postgres = await VirtualPostgres.at(dsn)
-    await postgres.empty()
     dice = Random(seed)  # noqa: S311  # It is to be repeated.
-    reseed(seed)
-    pool = Pool(partial(postgres.connect, no_faults), size=4)
-    world = World(Database(pool, dice), postgres, chance, auditor, dice, home)
-    with suspendable():
-        try:
-            await world.run()
-        finally:
-            passed.virtual_s = trio.current_time()
-            passed.statements = postgres.statements_run
-            await pool.aclose()
+    async with postgres.open_database(dice) as database:
+        reseed(seed)
+        with suspendable():
+            try:
+                await World(database, postgres, chance, auditor, dice, home).run()
+            finally:
+                passed.virtual_s = trio.current_time()
+                passed.statements = postgres.statements_run
 
 
 @final
