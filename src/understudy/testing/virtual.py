@@ -203,6 +203,7 @@ class VirtualConnection(Connection):
         self, sql: str, arguments: Sequence[A], ask: Ask[A]
     ) -> tuple[list[PGresult], Statement]:
         """In one round trip with what tells the time, if that has gone on."""
+        self.check_open()  # Who waited for the session may have died meanwhile.
         now = trio.current_time()
         if now == self._postgres.told_at:
             return await super()._ask(sql, arguments, ask)
