@@ -154,9 +154,11 @@ def who_is_trusted_works_on(evidence: Evidence) -> Iterator[str]:
         if row["failure_reason"] != "runtime_offline" or row["move"] != "fail":
             continue
         promises = evidence.machines.promises.get(run.machine, [])
-        told = [until for at, until in promises if at <= run.ended_at - TOLD_S][-2:]
-        if len(told) > 1 and run.ended_at < min(told) - MARGIN_S:
-            yield f"{task_id} is stopped at {run.ended_at:.1f}, trusted until {min(told):.1f}"
+        told = [(at, until) for at, until in promises if at <= run.ended_at]
+        known = sum(at <= run.ended_at - TOLD_S for at, _ in told)
+        until = min((until for _, until in told[max(0, known - 2) :]), default=0.0)
+        if known > 1 and run.ended_at < until - MARGIN_S:
+            yield f"{task_id} is stopped at {run.ended_at:.1f}, trusted until {until:.1f}"
 
 
 @always
