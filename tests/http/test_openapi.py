@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from quart import url_for
 from quart_trio import QuartTrio
 
-from understudy.http.app import create_app
+from understudy.http.app import Route, create_app
 from understudy.testing.node import Node
 from understudy.wire.openapi import document
 
@@ -46,3 +47,13 @@ async def test_the_description_is_served_without_a_key(node: Node) -> None:
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json() == document(node.site.version, cookie="understudy_session")
+
+
+async def test_a_route_still_knows_its_address(node: Node) -> None:
+    """What builds it is compiled when it is first asked for, by a name private to werkzeug."""
+    app = create_app(node.site)
+    assert {type(rule) for rule in app.url_map.iter_rules()} == {Route}
+    async with app.test_request_context("/"):
+        assert url_for("stream.messages", task_id="a b", after=3) == (
+            "/api/tasks/a%20b/messages?after=3"
+        )

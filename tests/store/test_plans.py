@@ -23,6 +23,7 @@ from understudy.store.database import Database
 from understudy.store.issues import Author
 from understudy.store.pool import Pool
 from understudy.store.tasks import Failure, Holder, Outcome
+from understudy.store.tokens import Owner
 from understudy.testing.board import Board, Claim
 from understudy.testing.history import write_past, write_queue
 from understudy.testing.plans import Plan, Plans, Scan
@@ -100,6 +101,7 @@ class Day:
             await end_otherwise(self.board, watch)
             await sweep(self.board, watch)
             await look(self.board, watch)
+            await ask(self.board, watch)
         return watch
 
 
@@ -300,6 +302,11 @@ async def sweep(board: Board, watch: Watch) -> None:
     await watch("judge", sweeps.judge(database, node_id, AT_ONCE))
     await runtimes.take_over(database, place, node_id)
     await watch("prune", sweeps.prune(database, AT_ONCE))
+
+
+async def ask(board: Board, watch: Watch) -> None:
+    key = await tokens.create(board.database, "personal", Owner(user_id=board.user_id))
+    await watch("person's key", tokens.find_keyholder(board.database, key))
 
 
 async def look(board: Board, watch: Watch) -> None:

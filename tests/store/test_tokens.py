@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from understudy.core.failures import FailureReason
-from understudy.store import tasks, tokens
+from understudy.store import people, tasks, tokens
 from understudy.store.connection import open_connection
 from understudy.store.database import Database
 from understudy.store.pool import Pool
@@ -42,8 +42,10 @@ async def test_a_key_opens_until_the_second_it_expires(alone: Database, board: B
     key = await tokens.create(alone, "session", Owner(user_id=board.user_id), valid_s=60)
     await set_time(alone, "2026-01-01 12:00:59.9+00")
     assert await tokens.find(alone, key)
+    assert await tokens.find_keyholder(alone, key)
     await set_time(alone, "2026-01-01 12:01:00+00")
     assert await tokens.find(alone, key) is None
+    assert await tokens.find_keyholder(alone, key) is None
 
 
 async def test_a_code_expires_too(alone: Database, board: Board) -> None:
@@ -56,8 +58,56 @@ async def test_a_code_expires_too(alone: Database, board: Board) -> None:
 async def test_a_revoked_key_opens_nothing(database: Database, board: Board) -> None:
     key = await tokens.create(database, "personal", Owner(user_id=board.user_id))
     assert await tokens.find(database, key)
+    assert await tokens.find_keyholder(database, key)
     await tokens.revoke(database, key)
     assert await tokens.find(database, key) is None
+    assert await tokens.find_keyholder(database, key) is None
+
+
+async def test_a_keyholder_is_a_person_and_where_they_belong(
+    database: Database, board: Board
+) -> None:
+    """What three statements find is found by one."""
+    await join(database, board, "younger")
+    own = Owner(user_id=board.user_id, workspace_id=board.workspace_id)
+    for owner in (own, Owner(user_id=board.user_id)):
+        key = await tokens.create(database, "personal", owner)
+        holder = await tokens.find_keyholder(database, key)
+        assert holder is not None
+        assert holder.grant == await tokens.find(database, key)
+        assert (holder.user.id if holder.user else None) == board.user_id
+        assert [each.slug for each in holder.workspaces] == ["home", "younger"]
+        assert holder.workspaces == await people.workspaces_of(database, board.user_id)
+
+
+async def test_who_belongs_nowhere_holds_a_key_that_leads_nowhere(
+    database: Database, board: Board
+) -> None:
+    key = await tokens.create(database, "personal", Owner(user_id=board.user_id))
+    await database.pool.execute("delete from understudy.members")
+    holder = await tokens.find_keyholder(database, key)
+    assert holder is not None
+    assert holder.user is not None
+    assert holder.workspaces == []
+
+
+async def test_a_machines_key_has_no_person(database: Database, board: Board) -> None:
+    key = await tokens.create(database, "daemon", Owner(workspace_id=board.workspace_id))
+    holder = await tokens.find_keyholder(database, key)
+    assert holder is not None
+    assert (holder.grant.kind, holder.user, holder.workspaces) == ("daemon", None, [])
+
+
+async def join(database: Database, board: Board, slug: str) -> None:
+    identity = database.new_id()
+    await database.pool.execute(
+        "insert into understudy.workspaces (id, slug, name) values ($1, $2, $2)", identity, slug
+    )
+    await database.pool.execute(
+        "insert into understudy.members (workspace_id, user_id) values ($1, $2)",
+        identity,
+        board.user_id,
+    )
 
 
 @pytest.mark.parametrize("end", ["complete", "fail"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -13,13 +13,15 @@ from understudy.core.records import User, Workspace
 from understudy.store import people, tokens
 from understudy.store.database import Database
 from understudy.store.tasks import Fence
-from understudy.store.tokens import AGENT, Grant
+from understudy.store.tokens import AGENT, Grant, Keyholder
 from understudy.wire.daemon import CLAIM_LEASE, FENCED_REPORTS
 from understudy.wire.errors import Refused, invalid, not_found
 
 COOKIE: Final = "understudy_session"
 SESSION_S: Final = 30 * 24 * 3600.0
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,11 @@ async def is_machine(request: Request, database: Database) -> bool:
 
 async def person(request: Request, database: Database) -> Person:
     """Raises `Refused`: 401 without a valid key, 403 for a machine's or a forged request."""
-    grant = await _grant(_bearer(request) or _cookie(request), database)
-    if grant.kind not in {"session", "personal"} or grant.user_id is None:
+    secret = _sent(_bearer(request) or _cookie(request))
+    holder = _known(await tokens.find_keyholder(database, secret))
+    if holder.grant.kind not in {"session", "personal"} or holder.user is None:
         raise Refused(403, "forbidden", "this key is not a person's")
-    user = await people.find_user(database, grant.user_id)
-    assert user is not None, "a key goes with its user"
-    return Person(user, await _workspace(request, database, grant))
+    return Person(holder.user, _workspace(request, holder))
 
 
 async def somebody(request: Request, database: Database) -> Somebody:
@@ -94,11 +95,19 @@ async def somebody(request: Request, database: Database) -> Somebody:
 
 
 async def _grant(secret: str | None, database: Database) -> Grant:
+    return _known(await tokens.find(database, _sent(secret)))
+
+
+def _sent(secret: str | None) -> str:
     if secret is None:
         raise Refused(401, "unauthenticated", "no key: send `Authorization: Bearer <key>`")
-    if (grant := await tokens.find(database, secret)) is None:
+    return secret
+
+
+def _known(found: T | None) -> T:
+    if found is None:
         raise Refused(401, "unauthenticated", "this key is unknown, expired or revoked")
-    return grant
+    return found
 
 
 def _bearer(request: Request | Websocket) -> str | None:
@@ -123,12 +132,11 @@ def _host(origin: str) -> str | None:
         return None
 
 
-async def _workspace(request: Request, database: Database, grant: Grant) -> Workspace:
+def _workspace(request: Request, holder: Keyholder) -> Workspace:
     """The one that `?workspace=` names, by slug or id; the key's own; or the person's first."""
-    assert grant.user_id is not None
-    mine = await people.workspaces_of(database, grant.user_id)
-    if grant.workspace_id is not None:
-        mine = [each for each in mine if each.id == grant.workspace_id]
+    mine, own_id = holder.workspaces, holder.grant.workspace_id
+    if own_id is not None:
+        mine = [each for each in mine if each.id == own_id]
     if wanted := request.args.get("workspace"):
         mine = [each for each in mine if wanted in {each.slug, str(each.id)}]
     if not mine:

@@ -38,11 +38,6 @@ async def first_user(database: Database, *, name: str, email: str) -> tuple[User
     return user, (await workspaces_of(database, user.id))[0]
 
 
-async def find_user(database: Database, user_id: UUID) -> User | None:
-    row = await database.pool.fetchrow("select * from understudy.users where id = $1", user_id)
-    return None if row is None else read(row, User)
-
-
 async def workspaces_of(database: Database, user_id: UUID) -> list[Workspace]:
     """The oldest first: a person's own place."""
     return read_all(

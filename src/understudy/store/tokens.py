@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, Literal
 from uuid import UUID
 
-import msgspec
-
-from understudy.store.database import Database
+from understudy.core.records import User, Workspace
+from understudy.store.database import Database, read, read_all
 
 LINK_S: Final = 15 * 60.0
 """How long a one-time login link is good."""
@@ -34,6 +33,15 @@ class Grant:
     user_id: UUID | None = None
     workspace_id: UUID | None = None
     task_id: UUID | None = None
+
+
+@dataclass(frozen=True)
+class Keyholder:
+    """Whose key it is, and the workspaces they belong to, the oldest first: their own place."""
+
+    grant: Grant
+    user: User | None = None
+    workspaces: list[Workspace] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,34 @@ async def find(database: Database, secret: str) -> Grant | None:
         " and (expires_at is null or expires_at > understudy.now())",
         _hash(secret),
     )
-    return None if row is None else msgspec.convert(row.as_dict(), Grant)
+    return None if row is None else read(row, Grant)
+
+
+async def find_keyholder(database: Database, secret: str) -> Keyholder | None:
+    """As `find`, and in the same round trip what each request of a person asks next."""
+    if secret.startswith(AGENT):
+        grant = await _agent(database, secret)
+        return None if grant is None else Keyholder(grant)
+    rows = await database.pool.fetch(
+        """
+        select t.kind, t.user_id, t.workspace_id, u.email, u.name as user_name, w.*
+        from understudy.tokens t
+        left join understudy.users u on u.id = t.user_id
+        left join understudy.members m on m.user_id = t.user_id
+        left join understudy.workspaces w on w.id = m.workspace_id
+        where t.hash = $1 and t.revoked_at is null
+          and (t.expires_at is null or t.expires_at > understudy.now())
+        order by w.created_at, w.id
+        """,
+        _hash(secret),
+    )
+    if not rows:
+        return None
+    row, grant = rows[0], read(rows[0], Grant)
+    if grant.user_id is None:
+        return Keyholder(grant)
+    user = User(id=grant.user_id, email=row["email"], name=row["user_name"])
+    return Keyholder(grant, user, read_all((each for each in rows if each["id"]), Workspace))
 
 
 def agent_key(task_id: UUID, claim_token: UUID) -> str:
