@@ -17,7 +17,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from understudy.cli.main import cli
-from understudy.testing.excerpt import excerpt
+from understudy.testing.excerpt import excerpt, whole
 from understudy.testing.torture import Tally, torture
 from understudy.testing.trial import Outcome, Trial, conduct, read_regression
 from understudy.testing.worker import Worker
@@ -206,21 +206,44 @@ def test_the_history_is_one_hash_whoever_finishes_first() -> None:
     assert one == same != shorter
 
 
-def test_the_excerpt_has_the_faults_the_subject_and_the_end() -> None:
-    task = "580de5e5-4c8d-f622-3354-ba7d2e187c05"
+TASK = "580de5e5-4c8d-f622-3354-ba7d2e187c05"
+
+
+def test_the_excerpt_has_the_faults_what_befell_the_world_and_the_subject() -> None:
     log = [f"{number} is quiet" for number in range(100)]
-    log[10], log[20] = f"10 {task} begins", "20 fault a/kill#1"
-    log[30] = "30 fault a/kill#11"
-    outcome = Outcome(seed=1, violations=[f"{task} is lost"], faults=["a/kill#1"], log=log)
-    told = list(excerpt(outcome))
-    assert told[:5] == [
+    log[10], log[20] = f"10 {TASK} begins", "20 fault a/kill#1"
+    log[30], log[21] = "30 fault a/kill#11", "21 machine-1's daemon is down"
+    log[40] = f"40 machine-1 began {TASK.replace('5', '6')}"
+    outcome = Outcome(seed=1, violations=[f"{TASK} is lost"], faults=["a/kill#1"], log=log)
+    assert list(excerpt(outcome)) == [
         "      … 10 lines",
         "   10 580de5e5 begins",
         "      … 9 lines",
         "!! 20 fault a/kill#1",
-        "      … 54 lines",
+        "   21 machine-1's daemon is down",
     ]
-    assert told[-1] == "   99 is quiet"
+
+
+def test_of_a_violation_that_names_nothing_the_excerpt_has_the_end() -> None:
+    log = [f"{number} is quiet" for number in range(100)]
+    told = list(excerpt(Outcome(seed=1, violations=["it is bad"], log=log)))
+    assert (told[0], told[-1]) == ("      … 75 lines", "   99 is quiet")
+
+
+def test_events_are_told_in_words_with_the_names_that_others_gave() -> None:
+    machine = {"id": "r1", "daemon_id": "machine-2", "problem": None}
+    claim = {"move": "claim", "status": "dispatched", "attempt": 1, "task_id": TASK}
+    claim |= {"issue_id": "i1", "runtime_id": "r1", "retry_pending": False}
+    log = [
+        f"0.000 daemon:register None {{'action': 'register', 'runtimes': [{machine}]}}",
+        "0.010 issue:created None {'title': 'Issue 0', 'issue_id': 'i1', 'status': 'todo'}",
+        f"0.020 task:dispatch {TASK} {claim}",
+    ]
+    assert list(whole(Outcome(seed=1, violations=[], log=log))) == [
+        "   0.000 daemon:register action register, runtimes machine-2",
+        "   0.010 issue:created title Issue 0, issue Issue 0, status todo",
+        "   0.020 task:dispatch 580de5e5 move claim, attempt 1, issue Issue 0, runtime machine-2",
+    ]
 
 
 def test_only_those_faults_strike_that_a_trial_names(dsn: str) -> None:

@@ -21,7 +21,8 @@ from understudy.cli.progress import show_progress
 from understudy.cli.torture import Options
 from understudy.supervisor import EXIT_INTERRUPTED
 from understudy.testing import faults
-from understudy.testing.excerpt import excerpt, marked
+from understudy.testing.auditor import LAWS
+from understudy.testing.excerpt import excerpt, whole
 from understudy.testing.shrinking import BOUND_S, Shrunk, shrink
 from understudy.testing.torture import Tally, open_torture, torture
 from understudy.testing.trial import (
@@ -79,8 +80,8 @@ class Torturer:
 
     async def _replay(self, trial: Trial, conduct: Conduct) -> None:
         outcome = await self._timed(conduct, trial)
-        for line in outcome.log:
-            self._tell(marked(line, outcome.faults))
+        for line in whole(outcome):
+            self._tell(line)
         for violation in outcome.violations:
             self._tell(f"violated: {violation}", fg="red")
 
@@ -149,6 +150,8 @@ class Torturer:
         for fault in outcome.faults[-FAULTS_SHOWN:]:
             self._tell(f"  {fault}")
         self._tell(f"and then: {outcome.violations[0]}", fg="red")
+        if sentence := LAWS.get(law(outcome.violations[0])):
+            self._tell(f"the law: {sentence}")
 
     def _write(self, found: Outcome, shrunk: Shrunk) -> Path:
         """What does not fail with its few faults is kept with all."""

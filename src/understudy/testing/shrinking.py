@@ -1,25 +1,28 @@
 """Of the faults that struck, the few that matter: delta debugging, by muting all others.
 
 Faults hang on their sites, so to mute one leaves the others where they are. The histories are still
-different ones: what counts is that the same law is broken.
+different ones, and many with fewer faults are clean by accident. So the kinds come first: a few of
+them may strike wherever they do in the new history. Of what struck then, places are taken away, and
+in the end single faults. What counts is that the same law is broken with fewer faults than before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, TypeAlias, final
 
 import msgspec
 import trio
 
-from understudy.testing.trial import Conduct, Outcome, Trial, kind, law
+from understudy.testing import faults
+from understudy.testing.trial import Conduct, Outcome, Trial, kind, law, place
 
 BOUND_S: Final = 60.0
-TAILS: Final = (4, 16, 48)
-"""So many last faults before the violation are tried first: what is long ago seldom matters."""
+HALVES: Final = 2
 
-Faults: TypeAlias = tuple[str, ...]
+Names: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ async def shrink(
     trial: Trial, found: Outcome, lanes: Sequence[Conduct], *, bound_s: float = BOUND_S
 ) -> Shrunk:
     """The history with the fewest faults that was found in `bound_s`; tries run on all lanes."""
-    search = _Search(trial, found, lanes)
+    search = _Search(msgspec.structs.replace(trial, with_log=True), found, lanes)
     with trio.move_on_after(bound_s):
         await search.run()
     return Shrunk(search.best, search.repeats, len(search.known))
@@ -48,88 +51,83 @@ class _Search:
     best: Outcome
     lanes: Sequence[Conduct]
     repeats: bool = False
-    known: dict[Faults, Outcome] = field(default_factory=dict)
+    known: dict[Trial, Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.law = law(self.best.violations[0])
 
     async def run(self) -> None:
-        everything: Faults = tuple(self.best.faults)
-        self.repeats = await self._first_broken([everything]) is not None
-        if self.repeats:
-            await self._drop_kinds()
-            struck: Faults = tuple(self.best.faults)
-            tails = [struck[-size:] for size in TAILS if size < len(struck)]
-            await self._first_broken([(), *tails])
-            await self._narrow()
-            await self._spare()
+        everything, nothing = self._only(_faults(self.best)), self._only(())
+        await self._try_all([everything, nothing][: len(self.lanes)])
+        self.repeats = self._breaks(everything)
+        if self.repeats and not await self._first_step([nothing]):
+            await self._reduce(_kinds, self._of_kinds)
+            await self._reduce(_places, self._at)
+            await self._reduce(_faults, self._only)
 
-    async def _drop_kinds(self) -> None:
-        """Half of the kinds, then quarters, then one by one: most have nothing to do with it."""
-        size = len(set(map(kind, self.best.faults))) // 2
-        while size:
-            struck: Faults = tuple(self.best.faults)
-            kinds = sorted(set(map(kind, struck)))
-            chunks = [set(kinds[start : start + size]) for start in range(0, len(kinds), size)]
-            without = [tuple(f for f in struck if kind(f) not in chunk) for chunk in chunks]
-            if await self._first_broken(without) is None:
-                size //= 2
+    async def _reduce(
+        self, parts: Callable[[Outcome], Names], trial: Callable[[Names], Trial]
+    ) -> None:
+        """Each half of the parts alone; all without each quarter; all without each eighth."""
+        pieces = HALVES
+        while (names := parts(self.best)) and pieces // 2 < len(names):
+            alone = [*_split(names, pieces)]
+            without = [tuple(n for n in names if n not in piece) for piece in alone]
+            tries = [trial(each) for each in (alone if pieces == HALVES else without)]
+            pieces = max(HALVES, pieces - 1) if await self._first_step(tries) else pieces * 2
 
-    async def _narrow(self) -> None:
-        """From the front, one by one, the faults that those behind them cannot do without.
+    def _of_kinds(self, kinds: Names) -> Trial:
+        return msgspec.structs.replace(self.trial, kinds=kinds)
 
-        With k of n that matter, k searches among n; ddmin's ever smaller pieces take twice as long.
-        """
-        needed: Faults = ()
-        rest = tuple(self.best.faults)
-        while rest and await self._first_broken([needed]) is None:
-            rest = await self._shortest_tail(needed, rest)
-            needed, rest = (*needed, rest[0]), rest[1:]
+    def _at(self, places: Names) -> Trial:
+        return self._only(tuple(each for each in self.best.faults if place(each) in places))
 
-    async def _shortest_tail(self, needed: Faults, rest: Faults) -> Faults:
-        """With what is needed already. Only if it is all of `rest`, it has not been tried."""
-        breaks, holds = 0, len(rest)
-        while holds - breaks > 1:
-            width, parts = holds - breaks, len(self.lanes) + 1
-            cuts = sorted({breaks + max(1, width * part // parts) for part in range(1, parts)})
-            tails = {needed + rest[cut:]: cut for cut in reversed(cuts)}
-            broken = await self._first_broken(list(tails))
-            breaks = breaks if broken is None else tails[broken]
-            holds = min([cut for cut in cuts if cut > breaks], default=holds)
-        return rest[breaks:]
+    def _only(self, names: Names) -> Trial:
+        return msgspec.structs.replace(self.trial, only=names)
 
-    async def _spare(self) -> None:
-        """Until there is none left that can be spared."""
-        while True:
-            struck = tuple(self.best.faults)
-            without = [struck[:index] + struck[index + 1 :] for index in range(len(struck))]
-            if await self._first_broken(without) is None:
-                return
-
-    async def _first_broken(self, candidates: Sequence[Faults]) -> Faults | None:
-        """The first of them under which the law is broken; as many at once as there are lanes."""
+    async def _first_step(self, candidates: Sequence[Trial]) -> bool:
+        """Whether one breaks the law with fewer faults; as many at once as there are lanes."""
         for start in range(0, len(candidates), len(self.lanes)):
             batch = candidates[start : start + len(self.lanes)]
             await self._try_all(batch)
-            for only in filter(self._is_broken, batch):
-                self.best = min(
-                    self.best, self.known[only], key=lambda outcome: len(outcome.faults)
-                )
-                return only
-        return None
+            broken = [self.known[trial] for trial in batch if self._breaks(trial)]
+            shortest = min([self.best, *broken], key=lambda outcome: len(outcome.faults))
+            if shortest is not self.best:
+                self.best = shortest
+                return True
+        return False
 
-    def _is_broken(self, only: Faults) -> bool:
-        """A world that lets others strike is no step forward, whatever it broke."""
-        outcome = self.known[only]
-        is_no_longer = len(outcome.faults) <= len(only)
-        return is_no_longer and self.law in map(law, outcome.violations)
+    def _breaks(self, trial: Trial) -> bool:
+        return self.law in map(law, self.known[trial].violations)
 
-    async def _try_all(self, candidates: Sequence[Faults]) -> None:
+    async def _try_all(self, candidates: Sequence[Trial]) -> None:
         async with trio.open_nursery() as nursery:
-            for conduct, only in zip(self.lanes, candidates, strict=False):
-                nursery.start_soon(self._try, conduct, only)
+            for conduct, trial in zip(self.lanes, candidates, strict=False):
+                nursery.start_soon(self._try, conduct, trial)
 
-    async def _try(self, conduct: Conduct, only: Faults) -> None:
-        if only not in self.known:
-            trial = msgspec.structs.replace(self.trial, only=only, with_log=True)
-            self.known[only] = await conduct(trial)
+    async def _try(self, conduct: Conduct, trial: Trial) -> None:
+        if trial not in self.known:
+            self.known[trial] = await conduct(trial)
+
+
+def _kinds(outcome: Outcome) -> Names:
+    """In the order of the table, where those that are alike stand together."""
+    order = [*faults.ALL]
+    struck = set(map(kind, outcome.faults))
+    return tuple(sorted(struck, key=lambda name: order.index(name) if name in order else -1))
+
+
+def _places(outcome: Outcome) -> Names:
+    return tuple(sorted(set(map(place, outcome.faults))))
+
+
+def _faults(outcome: Outcome) -> Names:
+    return tuple(outcome.faults)
+
+
+def _split(names: Names, pieces: int) -> Iterator[Names]:
+    """As even as can be, the last first: what is long ago seldom matters."""
+    pieces = min(pieces, len(names))
+    cuts = [len(names) * number // pieces for number in range(pieces + 1)]
+    for start, end in reversed([*pairwise(cuts)]):
+        yield names[start:end]

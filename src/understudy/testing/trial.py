@@ -94,11 +94,16 @@ def conduct(dsn: str, trial: Trial, *, world: str = WORLD) -> Outcome:
         seed=trial.seed,
         violations=story.violations,
         faults=story.faults,
-        log=story.log if story.violations or trial.with_log else [],
+        log=sorted(story.log, key=_at) if story.violations or trial.with_log else [],
         digest=story.digest,
         runs=story.runs,
         virtual_s=getattr(story, "virtual_s", 0.0),
     )
+
+
+def _at(line: str) -> float:
+    """What was noted and what the events tell are one history, by time."""
+    return float(line.split(maxsplit=1)[0])
 
 
 def law(violation: str) -> str:
@@ -112,3 +117,8 @@ def law(violation: str) -> str:
 def kind(fault: str) -> str:
     """`machine-1/half-open-up#3` is a `half-open-up`."""
     return fault.rpartition("#")[0].rpartition("/")[2]
+
+
+def place(fault: str) -> str:
+    """`machine-1>node-0@28/half-open-up#3` is at `machine-1>node-0`."""
+    return fault.partition("/")[0].partition("@")[0]
