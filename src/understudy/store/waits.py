@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import selectors
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 import anyio
 import psycopg
@@ -12,6 +13,13 @@ import trio
 from psycopg.pq import PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
 from psycopg.waiting import Ready, Wait
+
+POLLED: Final = {
+    Wait.R: (select.POLLIN, Ready.R),
+    Wait.W: (select.POLLOUT, Ready.W),
+    Wait.RW: (select.POLLIN | select.POLLOUT, Ready.RW),
+}
+"""Who waits for either may try both: libpq does not block."""
 
 
 class Waits(Protocol):
@@ -56,10 +64,11 @@ class BlockingWaits:
         await trio.lowlevel.checkpoint()
 
     async def wait_ready(self, fileno: int, wait: Wait) -> Ready:
-        with selectors.PollSelector() as selector:
-            selector.register(fileno, wait)
-            if ready := _select(selector, self._patience_s):
-                return ready
+        events, ready = POLLED[wait]
+        poll = select.poll()
+        poll.register(fileno, events)
+        if poll.poll(self._patience_s * 1000):
+            return ready
         raise RuntimeError(f"no answer in {self._patience_s} s: does it wait for another task?")
 
 
@@ -80,9 +89,5 @@ async def _wait_either(fileno: int) -> Ready:
         selector.register(fileno, Wait.RW)
         # An epoll or kqueue is a descriptor itself, readable once one of its own is ready.
         await anyio.wait_readable(selector.fileno())
-        return _select(selector, timeout_s=0)
-
-
-def _select(selector: selectors.BaseSelector, timeout_s: float) -> Ready:
-    """psycopg numbers its `Wait` and `Ready` like selectors' events."""
-    return Ready(sum(events for _, events in selector.select(timeout_s)))
+        # psycopg numbers its `Wait` and `Ready` like selectors' events.
+        return Ready(sum(events for _, events in selector.select(0)))

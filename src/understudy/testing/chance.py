@@ -6,7 +6,6 @@ others where they are, and a failing seed can be cut down to the few that matter
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TypeVar, final
@@ -34,7 +33,7 @@ class Chance:
         self._seed = seed
         self._muted = muted
         self._kinds = kinds
-        self._visits: Counter[str] = Counter()
+        self._visits: dict[str, int] = {}
         self.is_over = False
         self.struck: list[str] = []
         """The faults that happened, as `place/kind#n`: what `muted` takes."""
@@ -48,8 +47,10 @@ class Chance:
         return self.strikes(f"{place}/{kind.name}", kind.rate)
 
     def strikes(self, site: str, probability: float) -> bool:
+        if self.is_over:
+            return False
         drawn, name = self._draw(site)
-        if self.is_over or drawn >= probability or not self._may(site, name):
+        if drawn >= probability or not self._may(site, name):
             return False
         self.struck.append(name)
         self._note(name)
@@ -63,7 +64,8 @@ class Chance:
         return options[int(self._draw(site)[0] * len(options))]
 
     def _draw(self, site: str) -> tuple[float, str]:
-        name = f"{site}#{self._visits[site]}"
-        self._visits[site] += 1
+        visit = self._visits.get(site, 0)
+        self._visits[site] = visit + 1
+        name = f"{site}#{visit}"
         digest = blake2b(f"{self._seed}/{name}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64, name

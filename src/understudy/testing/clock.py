@@ -15,7 +15,7 @@ from typing import Final, TypeVar, final
 
 import trio
 from trio._core import _run
-from trio._core._run import _r
+from trio._core._run import GLOBAL_RUN_CONTEXT, _r
 from trio.lowlevel import Task
 
 R = TypeVar("R")
@@ -51,8 +51,7 @@ class VirtualClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Called by trio's run loop, and only when no task is runnable."""
-        posted = trio.lowlevel.current_statistics().run_sync_soon_queue_size
-        if posted or deadline <= self._now:
+        if GLOBAL_RUN_CONTEXT.runner.entry_queue.size() or deadline <= self._now:
             return 0.0
         if self._waits:
             return IO_POLL_S

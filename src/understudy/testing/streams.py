@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import inf
 from typing import Literal, TypeAlias, final
 
 import trio
@@ -47,14 +44,14 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self.peer = peer
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._sending():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             self._outgoing.check_open()
             for start in range(0, len(data), PIPE_MAX):
                 await self._wire.carry(self._sends, bytes(data[start : start + PIPE_MAX]))
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._sending():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             self._outgoing.check_open()
             await self._outgoing.wait_room()
@@ -62,12 +59,11 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be positive")
-        with self._receiving():
-            await trio.lowlevel.checkpoint()
+        with self._receiving:
             return await self._incoming.get(max_bytes or PIPE_MAX)
 
     async def send_eof(self) -> None:
-        with self._sending():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             self._outgoing.end(self._wire.due)
 
@@ -99,15 +95,13 @@ class _OneTask:
         self._doing = doing
         self._is_busy = False
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         if self._is_busy:
             raise trio.BusyResourceError(f"another task is {self._doing}")
         self._is_busy = True
-        try:
-            yield
-        finally:
-            self._is_busy = False
+
+    def __exit__(self, *_: object) -> None:
+        self._is_busy = False
 
 
 class Wire:
@@ -179,15 +173,29 @@ class Pipe:
         self._changed.unpark_all()
 
     async def get(self, max_bytes: int) -> bytes:
-        while True:
-            if self._is_abandoned:
-                raise trio.ClosedResourceError("this end is closed")
-            if self._chunks and self._chunks[0][0] <= trio.current_time():
-                return self._take(max_bytes)
-            if not self._chunks and self._is_reset:
-                raise trio.BrokenResourceError("connection reset")
-            with trio.move_on_at(self._chunks[0][0] if self._chunks else inf):
-                await self._changed.park()
+        """One step of the schedule where there is something, and one for each change till then."""
+        if self._has_come():
+            await trio.lowlevel.checkpoint()
+        while not self._has_come():
+            await self._wait_change()
+        if self._is_abandoned:
+            raise trio.ClosedResourceError("this end is closed")
+        if not self._chunks:
+            raise trio.BrokenResourceError("connection reset")
+        return self._take(max_bytes)
+
+    def _has_come(self) -> bool:
+        """Bytes, or an end of whatever kind."""
+        if self._is_abandoned or not self._chunks:
+            return self._is_abandoned or self._is_reset
+        return self._chunks[0][0] <= trio.current_time()
+
+    async def _wait_change(self) -> None:
+        if not self._chunks:
+            await self._changed.park()
+            return
+        with trio.move_on_at(self._chunks[0][0]):
+            await self._changed.park()
 
     def _take(self, max_bytes: int) -> bytes:
         due, chunk = self._chunks[0]

@@ -7,11 +7,12 @@ connections of a world can share one session, whose plans are made once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from random import Random
 from types import TracebackType
 from typing import Final, Literal, Protocol, TypeVar, final
@@ -42,6 +43,7 @@ EMPTY: Final = "truncate {} restart identity cascade".format(
     ", ".join(f"understudy.{table}" for table in TABLES)
 )
 COMMIT: Final = "commit"
+TIMELY: Final = re.compile(r"understudy\.\w+ *\(|\b(insert|update|delete|merge)\b", re.IGNORECASE)
 HEARD_MAX: Final = 1000
 
 A = TypeVar("A")
@@ -202,10 +204,10 @@ class VirtualConnection(Connection):
     async def _ask(
         self, sql: str, arguments: Sequence[A], ask: Ask[A]
     ) -> tuple[list[PGresult], Statement]:
-        """In one round trip with what tells the time, if that has gone on."""
+        """In one round trip with what tells the time, if that has gone on and is asked for."""
         self.check_open()  # Who waited for the session may have died meanwhile.
         now = trio.current_time()
-        if now == self._postgres.told_at:
+        if now == self._postgres.told_at or not reads_time(sql):
             return await super()._ask(sql, arguments, ask)
         moment = (EPOCH + timedelta(seconds=now)).isoformat()
         set_time = self._statements.get(SET_TIME) or await self._prepare(SET_TIME)
@@ -288,6 +290,12 @@ class VirtualTransaction(Transaction):
         await super().__aexit__(kind, error, traceback)
         if fault is not None and fault.kind == "lost_answer":
             self._connection.lose("after the commit")
+
+
+@cache
+def reads_time(sql: str) -> bool:
+    """Whether a function of ours is called, or a row written: what just looks at rows does not."""
+    return TIMELY.search(sql) is not None
 
 
 OPEN: Final[dict[str, VirtualPostgres]] = {}

@@ -135,10 +135,9 @@ class _Queue(deque[Task]):
         for _, process in tasks:
             if process is not None and process.is_doomed():
                 self.dying[process] = None
-        self.bury()
-        for task, process in tasks:
-            if process is None or not process.holds_back(task):
-                yield task
+        if self.dying:
+            self.bury()
+        return iter([task for task, its in tasks if its is None or not its.holds_back(task)])
 
     def bury(self) -> None:
         while self.dying:
