@@ -60,6 +60,7 @@ class Made:
     machines: Machines = field(default_factory=lambda: Machines(slots={"mac": 2, "vm": 2}))
     limits: dict[UUID, int] = field(default_factory=lambda: {id_of("nia"): 2, id_of("bo"): 2})
     bound: dict[str, str] = field(default_factory=dict)
+    workspace_of: dict[UUID, UUID] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         agents = {
@@ -70,7 +71,7 @@ class Made:
         places = {id_of("mac runtime"): "mac", id_of("vm runtime"): "vm"}
         return Evidence(
             self.machines, self.limits, LEASES, events, self.tasks, self.comments, self.messages,
-            self.usage, agents, places, [], self.calls,
+            self.usage, agents, places, [], self.calls, self.workspace_of,
         )  # fmt: skip
 
     def _bound(self, name: str) -> UUID | None:
@@ -619,6 +620,21 @@ def _an_agent_is_not_said_to_be_idle(made: Made) -> None:
     made.events = [each for each in made.events if each.body.get("status") != "idle"]
 
 
+@breaks("workspaces-keep-apart")
+def _another_workspace_s_machine_claims_a_task(made: Made) -> None:
+    made.workspace_of |= {A: id_of("home"), id_of("mac runtime"): id_of("away")}
+
+
+@breaks("what-is-elsewhere-is-not-there")
+def _somebody_is_told_what_another_workspace_has(made: Made) -> None:
+    made.machines.pried.append(("get /api/issues/one", 200))
+
+
+@breaks("streams-tell-of-one-workspace")
+def _a_reader_hears_what_is_not_his(made: Made) -> None:
+    made.machines.told["reader"] = Told([1, 2, 3], [1, 2])
+
+
 @breaks("streams-have-no-gap")
 def _a_reader_misses_an_event(made: Made) -> None:
     made.machines.told["reader"] = Told([1, 3], [1, 2, 3])
@@ -689,3 +705,52 @@ def _a_report_stays(made: Made) -> None:
 @breaks("no-connection-is-left")
 def _connections_are_never_closed(made: Made) -> None:
     _left(made, connections=["machine-0"] * 20)
+
+
+def _a_handover_to_another_workspace(made: Made) -> None:
+    made.machines.workspaces["mac"] = id_of("away")
+
+
+def _an_agent_of_another_workspace(made: Made) -> None:
+    made.workspace_of[id_of("nia")] = id_of("away")
+
+
+def _an_issue_of_another_workspace(made: Made) -> None:
+    made.workspace_of[id_of("one")] = id_of("away")
+
+
+def _an_event_of_another_workspace(made: Made) -> None:
+    made.events.append(Happened(199.0, "task:progress", A, {}, id_of("away")))
+
+
+def _a_comment_of_another_workspace(made: Made) -> None:
+    made.workspace_of |= {id_of("said"): id_of("away"), id_of("one"): id_of("home")}
+
+
+def _a_call_of_another_workspace_s_agent(made: Made) -> None:
+    made.calls.append({"comment_id": id_of("said"), "agent_id": id_of("bo"), "task_id": A})
+    made.workspace_of |= {id_of("said"): id_of("home"), id_of("bo"): id_of("away")}
+
+
+def _a_page_of_another_workspace(made: Made) -> None:
+    made.machines.shown.append((id_of("away"), A))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        _a_handover_to_another_workspace,
+        _an_agent_of_another_workspace,
+        _an_issue_of_another_workspace,
+        _an_event_of_another_workspace,
+        _a_comment_of_another_workspace,
+        _a_call_of_another_workspace_s_agent,
+        _a_page_of_another_workspace,
+    ],
+)
+def test_nothing_of_one_workspace_is_another_s(tamper: Callable[[Made], None]) -> None:
+    made = lawful()
+    made.workspace_of |= {A: id_of("home"), id_of("away"): id_of("away")}
+    assert list(broken(made.evidence())) == []
+    tamper(made)
+    assert any(each.startswith("workspaces-keep-apart: ") for each in broken(made.evidence()))

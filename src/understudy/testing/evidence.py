@@ -15,6 +15,7 @@ from uuid import UUID
 
 from understudy.core.leases import Leases
 from understudy.core.records import Task
+from understudy.store.connection import Record
 from understudy.store.database import Database
 from understudy.testing.virtual import EPOCH
 
@@ -85,6 +86,7 @@ class Happened:
     kind: str
     task_id: UUID | None
     body: dict[str, Any]
+    workspace_id: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,12 @@ class Machines:
     """Those of status 500."""
     surprises: list[str] = field(default_factory=list)
     """Logged exceptions that nothing in this world was to cause."""
+    workspaces: dict[str, UUID] = field(default_factory=dict)
+    """That which its daemon works for."""
+    shown: list[tuple[UUID, UUID]] = field(default_factory=list)
+    """To whose person what was shown: the workspace, and the issue or task."""
+    pried: list[tuple[str, int]] = field(default_factory=list)
+    """Requests for what is another workspace's, and the status of the answer."""
     left_over: list[LeftOver] = field(default_factory=list)
     disturbed_at: float = 0.0
     """When the last fault was over."""
@@ -183,6 +191,12 @@ class Evidence:
     """By runtime."""
     issues: Sequence[Row] = ()
     calls: Sequence[Row] = ()
+    workspace_of: Mapping[UUID, UUID] = field(default_factory=dict)
+    """By the id of anything; a workspace's own is its own."""
+
+    def are_apart(self, *ids: UUID) -> bool:
+        """Whether they are of more than one workspace."""
+        return len({self.workspace_of[each] for each in ids if each in self.workspace_of}) > 1
 
     def ended_at(self, task: Row) -> float:
         return seconds(task["completed_at"]) if task["completed_at"] else math.inf
@@ -245,20 +259,28 @@ async def gather(
     agents = await fetch("select * from understudy.agents order by id")
     issues = await fetch("select * from understudy.issues order by number")
     calls = await fetch("select * from understudy.calls order by created_at, comment_id")
+    runtimes = await fetch("select * from understudy.runtimes")
+    owned = {r["id"]: r["workspace_id"] for r in (*tasks, *comments, *agents, *issues, *runtimes)}
     return Evidence(
         machines,
         limits,
         leases,
-        [Happened(seconds(e["created_at"]), e["kind"], e["task_id"], e["payload"]) for e in events],
+        [_happened(row) for row in events],
         _by_id(row.as_dict() for row in tasks),
         [row.as_dict() for row in comments],
         {row["task_id"]: row["seqs"] for row in said},
         {row["task_id"]: row["n"] for row in spent},
         _by_id(row.as_dict() for row in agents),
-        {r["id"]: r["daemon_id"] for r in await fetch("select * from understudy.runtimes")},
+        {row["id"]: row["daemon_id"] for row in runtimes},
         [row.as_dict() for row in issues],
         [row.as_dict() for row in calls],
+        owned | {each: each for each in owned.values()},
     )
+
+
+def _happened(event: Record) -> Happened:
+    at, kind, task_id = seconds(event["created_at"]), event["kind"], event["task_id"]
+    return Happened(at, kind, task_id, event["payload"], event["workspace_id"])
 
 
 def _by_id(rows: Iterable[Row]) -> dict[UUID, Row]:

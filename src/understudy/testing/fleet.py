@@ -27,7 +27,7 @@ from understudy.core.records import Agent, Issue, Priority, Task
 from understudy.http.auth import Machine
 from understudy.http.site import Site
 from understudy.http.work import assigned
-from understudy.store import issues, people
+from understudy.store import issues
 from understudy.store.database import Database
 from understudy.store.errors import DatabaseUnavailable
 from understudy.testing import faults, fleet_fortune
@@ -40,6 +40,7 @@ from understudy.testing.fleet_machine import MESSAGES_S, FleetMachine
 from understudy.testing.fleet_node import FleetNode, Line
 from understudy.testing.ground import quiet
 from understudy.testing.network import MemoryNetwork
+from understudy.testing.tenants import add_workspace
 from understudy.testing.virtual import VirtualPostgres
 from understudy.wire.board import CreateIssue
 
@@ -56,11 +57,6 @@ CANCELLED: Final = 0.02
 KNOWN_MAX: Final = 200
 PERSON_RETRIES_S: Final = 5.0
 CRASHES: Final = (DatabaseUnavailable, ActorGone)
-
-ADD_WORKSPACE: Final = """
-    with made as (insert into understudy.workspaces (id, slug, name) values ($1, $2, $2))
-    insert into understudy.members (workspace_id, user_id, role) values ($1, $3, 'owner')
-"""
 
 COARSE: Final = (
     "machines are stand-ins that follow the daemon's protocol; no HTTP, no websocket, no latency",
@@ -159,10 +155,7 @@ class FleetWorld:
         return Random(f"{self.fleet.seed}/{name}")  # noqa: S311  # As above.
 
     async def run(self) -> None:
-        user, workspace = await people.first_user(
-            self.database, name="Ada", email="ada@example.org"
-        )
-        await self._add_teams(user.id, workspace.id)
+        await self._add_teams()
         network = MemoryNetwork()
         for number in range(self.fleet.nodes):
             name = f"node-{number}"
@@ -199,15 +192,9 @@ class FleetWorld:
             )
             nursery.start_soon(machine.live)
 
-    async def _add_teams(self, user_id: UUID, workspace_id: UUID) -> None:
+    async def _add_teams(self) -> None:
         for number in range(self.fleet.tenants):
-            if number:
-                workspace_id = self.database.new_id()
-                await self.database.pool.execute(
-                    ADD_WORKSPACE, workspace_id, f"team-{number}", user_id
-                )
-            board = Board(self.database, user_id, workspace_id, user_id, None)  # type: ignore[arg-type]
-            self.teams.append(Team(board))
+            self.teams.append(Team(await add_workspace(self.database, f"team-{number}")))
         for number in range(
             max(AGENTS_LEAST * len(self.teams), self.fleet.machines // MACHINES_PER_AGENT)
         ):

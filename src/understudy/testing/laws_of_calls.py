@@ -17,7 +17,8 @@ def who_is_called_is_told(evidence: Evidence) -> Iterator[str]:
     """R10.2: a run of the agent that a comment calls begins afterwards, and is told the comment."""
     for comment in evidence.comments:
         for agent_id, agent in evidence.agents.items():
-            is_called = f"@{agent['name']}." in comment["body"]
+            is_elsewhere = evidence.are_apart(agent_id, comment["id"])
+            is_called = f"@{agent['name']}." in comment["body"] and not is_elsewhere
             if is_called and agent_id != comment["author_agent_id"]:
                 yield from _unheard(evidence, comment, agent_id)
 

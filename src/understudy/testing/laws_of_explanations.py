@@ -25,8 +25,10 @@ class Case:
     @property
     def places(self) -> list[str]:
         """The runtimes that may take it."""
-        bound_to = self.evidence.agents[UUID(self.it.agent)]["runtime_id"]
-        return [*self.board.online] if bound_to is None else [str(bound_to)]
+        agent, are_apart = UUID(self.it.agent), self.evidence.are_apart
+        if (bound_to := self.evidence.agents[agent]["runtime_id"]) is not None:
+            return [str(bound_to)]
+        return [each for each in self.board.online if not are_apart(UUID(each), agent)]
 
     @property
     def there(self) -> list[str]:

@@ -238,4 +238,6 @@ def _name(evidence: Evidence, runtime: str) -> str:
 def _is_claimable(evidence: Evidence, board: Board, it: Standing, free: set[str]) -> bool:
     has_room = board.runs_of(it.agent) < evidence.limits[UUID(it.agent)]
     is_first = not board.on(it.issue, it.agent)
-    return has_room and is_first and (it.runtime in free if it.runtime else bool(free))
+    agent = UUID(it.agent)
+    places = {each for each in free if not evidence.are_apart(UUID(each), agent)}
+    return has_room and is_first and (it.runtime in free if it.runtime else bool(places))

@@ -18,15 +18,15 @@ from understudy.core.lifecycle import TERMINAL
 from understudy.core.records import Agent
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
+from understudy.testing.tenants import Tenant
 
 T = TypeVar("T")
 
-ISSUES: Final = 5
-DEEDS: Final = 14
 PAUSE_S: Final = (0.0, 0.0, 1.0, 10.0, 30.0)
 DEED_S: Final = (0.0, 1.0, 5.0, 15.0, 30.0)
 CROWDS: Final = (1, 2, 5, 5)
-WONDERS: Final = 30
+PRIES: Final = 2
+PRY_S: Final = (5.0, 20.0, 40.0)
 WONDER_S: Final = (0.0, 1.0, 10.0, 20.0)
 AGAIN_S: Final = 2.0
 PATIENCE_S: Final = 20.0
@@ -34,30 +34,55 @@ PASSING: Final = 500
 POISON: Final = ("", "", "", "\x1b[2J\x07 ", "\u202e\U0001f916 ", "'); drop table tasks; -- ")
 
 
+@dataclass(frozen=True)
+class Habits:
+    """Of the people of a workspace: how much they do, and how much each of their agents may."""
+
+    name: str
+    agents: Sequence[int]
+    issues: int
+    deeds: int
+    wonders: int
+
+
+@dataclass(frozen=True)
+class Door:
+    """A request that makes sense in one workspace only."""
+
+    method: str
+    path: str
+    body: object = None
+
+
 @final
 @dataclass
 class People:
+    tenant: Tenant
+    habits: Habits
     clients: list[httpx2.AsyncClient]
     """One for each node."""
-    agents: list[Agent]
     chance: Chance
     auditor: Auditor
     issues: list[str] = field(default_factory=list)
     """Keys."""
+    doors: list[Door] = field(default_factory=list)
+    """What others might try."""
 
     def __post_init__(self) -> None:
         """Whom they call in this world: where it is always the same one, many wait for him."""
-        first, crowd = self._pick("first", range(len(self.agents))), self._pick("crowd", CROWDS)
-        self.agents = (self.agents[first:] + self.agents[:first])[:crowd]
+        agents = self.tenant.agents
+        first, crowd = self._pick("first", range(len(agents))), self._pick("crowd", CROWDS)
+        self._called = (agents[first:] + agents[:first])[:crowd]
 
-    async def live(self) -> None:
+    async def live(self, others: Sequence[Door]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._make_issues)
             nursery.start_soon(self._meddle)
             nursery.start_soon(self._wonder)
+            nursery.start_soon(self._pry, others)
 
     async def _make_issues(self) -> None:
-        for number in range(ISSUES):
+        for number in range(self.habits.issues):
             await trio.sleep(self._pick("pause", PAUSE_S))
             made = await self._insist(
                 "post",
@@ -70,6 +95,7 @@ class People:
             )
             key = made["issue"]["key"]
             self.issues.append(key)
+            self.doors += _doors_of_issue(made["issue"]["id"])
             for _ in range(self._pick("agents", (1, 1, 2))):
                 await self._assign(key, number)
                 await trio.sleep(self._pick("change of mind", (0.0, 1.0, 20.0)))
@@ -79,23 +105,30 @@ class People:
             *[self._comment] * 4, self._assign, self._rerun, self._rerun, self._cancel,
             self._cancel_issue, self._move,
         )  # fmt: skip
-        for number in range(DEEDS):
+        for number in range(self.habits.deeds):
             await trio.sleep(self._pick("deed_s", DEED_S))
             if self.issues:
                 await self._pick("deed", deeds)(self._pick("issue", self.issues), number)
 
     async def _wonder(self) -> None:
         """R10.4: whatever has not ended is explained, at any moment."""
-        for number in range(WONDERS):
+        for number in range(self.habits.wonders):
             await trio.sleep(self._pick("wonder", WONDER_S))
             if self.issues:
                 await self._ask_why(self._pick("strange", self.issues), number)
 
+    async def _pry(self, others: Sequence[Door]) -> None:
+        """In what is not theirs."""
+        for _ in range(PRIES):
+            await trio.sleep(self._pick("pry", PRY_S))
+            if others:
+                await self._try(self._pick("door", others))
+
     def _pick(self, site: str, options: Sequence[T]) -> T:
-        return self.chance.pick(f"people/{site}", options)
+        return self.chance.pick(f"people of {self.tenant.name}/{site}", options)
 
     def _agent(self) -> Agent:
-        return self._pick("agent", self.agents)
+        return self._pick("agent", self._called)
 
     async def _insist(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  # JSON.
         """At least once; None for what was refused."""
@@ -111,7 +144,7 @@ class People:
                 return answer.json()
             if answer.status_code == 500:  # noqa: PLR2004
                 self.auditor.note(f"{method} {path}: 500 {answer.text[:200]}")
-            elif answer.status_code < PASSING and answer.status_code != 429:  # noqa: PLR2004
+            elif _is_final(answer):
                 self.auditor.note(f"{method} {path}: {answer.status_code} {answer.text[:100]}")
                 return None
             await trio.sleep(AGAIN_S)
@@ -158,11 +191,52 @@ class People:
             client, asked_at = self._pick("strange node", self.clients), trio.current_time()
             with suppress(httpx2.HTTPError), trio.move_on_after(PATIENCE_S):
                 answer = await client.get(f"/api/tasks/{task['id']}/why")
-                if answer.status_code < PASSING and answer.status_code != 429:  # noqa: PLR2004
+                if _is_final(answer):
                     said = answer.json() if answer.is_success else None
                     self.auditor.explained(task["id"], asked_at, said)
 
+    async def _try(self, door: Door) -> None:
+        client = self._pick("strange node", self.clients)
+        with suppress(httpx2.HTTPError), trio.move_on_after(PATIENCE_S):
+            answer = await client.request(door.method, door.path, json=door.body)
+            if _is_final(answer):
+                request = f"{door.method} {door.path}"
+                self.auditor.machines.pried.append((request, answer.status_code))
+
     async def _active(self, key: str) -> Any:  # noqa: ANN401  # JSON.
         shown = await self._insist("get", f"/api/issues/{key}")
+        self.auditor.machines.shown += [
+            (self.tenant.board.workspace_id, UUID(each["id"]))
+            for each in (shown["issue"], *shown["tasks"], *shown["comments"])
+        ]
         active = [each for each in shown["tasks"] if each["status"] not in TERMINAL]
-        return self._pick("task", active) if active else None
+        if not active:
+            return None
+        task = self._pick("task", active)
+        self.doors += _doors_of_task(task["id"])
+        return task
+
+
+def _is_final(answer: httpx2.Response) -> bool:
+    return answer.status_code < PASSING and answer.status_code != 429  # noqa: PLR2004
+
+
+def _doors_of_issue(issue_id: str) -> list[Door]:
+    path = f"/api/issues/{issue_id}"
+    return [
+        Door("get", path),
+        Door("patch", path, {"status": "done"}),
+        Door("post", f"{path}/comments", {"body": "Who are you? @Agent 0."}),
+        Door("post", f"{path}/assign", {"agent": "Agent 0"}),
+        Door("post", f"{path}/rerun", {}),
+        Door("post", f"{path}/cancel"),
+    ]
+
+
+def _doors_of_task(task_id: str) -> list[Door]:
+    path = f"/api/tasks/{task_id}"
+    return [
+        Door("get", f"{path}/why"),
+        Door("get", f"{path}/messages"),
+        Door("post", f"{path}/cancel"),
+    ]

@@ -37,9 +37,7 @@ from understudy.core.leases import Leases
 from understudy.core.limits import Limits
 from understudy.daemon.probe import Found
 from understudy.daemon.rundir import Spec
-from understudy.store import people, tokens
 from understudy.store.database import Database
-from understudy.store.tokens import Owner
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
@@ -56,6 +54,7 @@ from understudy.testing.simulated_network import LATENCY_S
 from understudy.testing.simulated_node import SimulatedNode
 from understudy.testing.simulated_process import Play, Script
 from understudy.testing.taps import tapped
+from understudy.testing.tenants import add_tenant
 from understudy.testing.virtual import VirtualPostgres
 from understudy.testing.virtual_process import (
     VirtualProcess,
@@ -170,13 +169,7 @@ class Scenario:
             raise failed
 
     async def _tell(self, story: Story) -> None:
-        user, workspace = await people.first_user(
-            self.database, name="Ada", email="ada@example.org"
-        )
-        owner = Owner(user_id=user.id, workspace_id=workspace.id)
-        self._workspace_id = workspace.id
-        self._daemon_key = await tokens.create(self.database, "daemon", owner)
-        key = await tokens.create(self.database, "personal", owner)
+        self._tenant = await add_tenant(self.database, "home")
         self.postgres.executed = self._executed
         self.server = Server(self)
         self.server.start()
@@ -184,7 +177,7 @@ class Scenario:
             self.network,
             f"http://{NODE}",
             client="people",
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {self._tenant.person_key}"},
         ) as self._person:
             await story(self)
             await self._rest()
@@ -229,8 +222,8 @@ class Scenario:
         config = DaemonConfig(
             root,
             "http://127.0.0.1",
-            self._daemon_key,
-            str(self._workspace_id),
+            self._tenant.daemon_key,
+            str(self._tenant.board.workspace_id),
             tasks_max=slots,
             leases=self.rules.leases,
             limits=self.rules.limits,

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Final, final
+from uuid import UUID
 
+import httpx2
 import trio
 
 from understudy.actors import broadcast
@@ -24,14 +27,11 @@ from understudy.config import DaemonConfig
 from understudy.core import limits
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
-from understudy.core.records import Agent
 from understudy.daemon import spool, trust
-from understudy.store import events, people, tokens
+from understudy.store import events
 from understudy.store.database import Database
-from understudy.store.tokens import Owner
 from understudy.testing import faults, scripted_agents
 from understudy.testing.auditor import Auditor
-from understudy.testing.board import Board
 from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import reseed, run_virtual
@@ -40,7 +40,7 @@ from understudy.testing.ground import quiet, temporary_home
 from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
 from understudy.testing.network import MemoryNetwork
-from understudy.testing.people import People
+from understudy.testing.people import Habits, People
 from understudy.testing.readers import Reader
 from understudy.testing.simulated_checkout import slow_checkouts
 from understudy.testing.simulated_daemon import SimulatedDaemon
@@ -49,16 +49,22 @@ from understudy.testing.simulated_machine import SimulatedMachine
 from understudy.testing.simulated_network import LATENCY_S, Weather
 from understudy.testing.simulated_node import SimulatedNode
 from understudy.testing.taps import tapped
+from understudy.testing.tenants import Tenant, add_tenant
 from understudy.testing.virtual import VirtualPostgres
 from understudy.testing.virtual_process import current_process, suspendable, unwind_all
 
 NODES: Final = 2
 MACHINES: Final = 3
 SLOTS: Final = 3
-AGENTS: Final = ("Agent 0", "Agent 1", "Agent 2", "Agent 3")
-LIMITS: Final = (1, 2, 3, 1)
+TENANTS: Final = (
+    Habits("home", agents=(1, 2, 3, 1), issues=4, deeds=10, wonders=16),
+    Habits("away", agents=(1, 2), issues=2, deeds=4, wonders=5),
+)
+SPREADS: Final = ((0, 0, 1), (0, 0, 1), (0, 0, 0))
+"""Whose each machine is: somebody may have none."""
+READ: Final = (0, 0, 1)
+"""Whose events somebody follows: it costs much."""
 PINNED_LIMIT: Final = 2
-READERS: Final = 1
 FAULTY_S: Final = 200.0
 SETTLED_TRIES: Final = 800  # of 5 s each
 LEASES: Final = Leases(alone_grace_s=120.0, running_max_s=200.0, queued_max_s=250.0)
@@ -182,31 +188,26 @@ class World:
     nodes: list[SimulatedNode] = field(default_factory=list)
     machines: list[SimulatedMachine] = field(default_factory=list)
     daemons: list[SimulatedDaemon] = field(default_factory=list)
-    readers: list[Reader] = field(default_factory=list)
+    people: list[People] = field(default_factory=list)
 
     async def run(self) -> None:
         with _slowed(), slow_checkouts(), tapped(self.auditor):
-            agents = await self._set_up()
+            tenants = await self._set_up()
             with disks(*(machine.disk for machine in self.machines)), self.locks.installed():
                 async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
                     try:
-                        await self._live(nursery, agents, stack)
+                        await self._live(nursery, tenants, stack)
                     finally:
                         nursery.cancel_scope.cancel()
                         unwind_all()
+        agents = [agent for tenant in tenants for agent in tenant.agents]
         concurrency = {agent.id: agent.max_concurrent_tasks for agent in agents}
         await self.auditor.examine(self.database, concurrency, LEASES)
 
-    async def _set_up(self) -> list[Agent]:
+    async def _set_up(self) -> list[Tenant]:
         self.weather = Weather(self.chance)
         self.network = MemoryNetwork(latency_s=LATENCY_S, faults=self.weather)
         self.locks = Locks(current_process)
-        user, workspace = await people.first_user(
-            self.database, name="Ada", email="ada@example.org"
-        )
-        owner = Owner(user_id=user.id, workspace_id=workspace.id)
-        self.person_key = await tokens.create(self.database, "personal", owner)
-        daemon_key = await tokens.create(self.database, "daemon", owner)
         for number in range(NODES):
             self.nodes.append(
                 SimulatedNode(
@@ -214,18 +215,23 @@ class World:
                     LEASES, self.dice,
                 )
             )  # fmt: skip
-        for number in range(MACHINES):
-            self._add_machine(f"machine-{number}", daemon_key, str(workspace.id))
-        board = Board(self.database, user.id, workspace.id, user.id, None)  # type: ignore[arg-type]
-        agents = [
-            await board.agent(name, max_concurrent_tasks=limit)
-            for name, limit in zip(AGENTS, LIMITS, strict=True)
-        ]
-        home = await board.runtime(self.machines[0].name)
-        pinned = await board.agent("Pinned", max_concurrent_tasks=PINNED_LIMIT, runtime_id=home.id)
-        return [*agents, pinned]
+        tenants = [await add_tenant(self.database, habits.name) for habits in TENANTS]
+        for number, owner in enumerate(self.chance.pick("workspaces/machines", SPREADS)):
+            self._add_machine(f"machine-{number}", tenants[owner])
+        for tenant, habits in zip(tenants, TENANTS, strict=True):
+            for number, limit in enumerate(habits.agents):
+                agent = await tenant.board.agent(f"Agent {number}", max_concurrent_tasks=limit)
+                tenant.agents.append(agent)
+        await self._pin(tenants[0], self.machines[0].name)
+        return tenants
 
-    def _add_machine(self, name: str, key: str, workspace_id: str) -> None:
+    async def _pin(self, tenant: Tenant, machine: str) -> None:
+        """An agent that works nowhere else."""
+        home = await tenant.board.runtime(machine)
+        wanted = {"max_concurrent_tasks": PINNED_LIMIT, "runtime_id": home.id}
+        tenant.agents.append(await tenant.board.agent("Pinned", **wanted))
+
+    def _add_machine(self, name: str, tenant: Tenant) -> None:
         root = self.home / name
         root.mkdir()
         (root / "daemon_id").write_text(name)
@@ -236,8 +242,8 @@ class World:
         config = DaemonConfig(
             root,
             "http://127.0.0.1",
-            key,
-            workspace_id,
+            tenant.daemon_key,
+            str(tenant.board.workspace_id),
             tasks_max=SLOTS,
             orphan_s=ORPHAN_S,
             leases=LEASES,
@@ -246,25 +252,19 @@ class World:
         )
         self.machines.append(machine)
         self.auditor.machines.slots[name] = SLOTS
+        self.auditor.machines.workspaces[name] = tenant.board.workspace_id
         self.daemons.append(SimulatedDaemon(machine, config, self.locks.release))
 
     async def _live(
-        self, nursery: trio.Nursery, agents: list[Agent], stack: AsyncExitStack
+        self, nursery: trio.Nursery, tenants: list[Tenant], stack: AsyncExitStack
     ) -> None:
         first = await events.last_id(self.database)
-        clients = [
-            await stack.enter_async_context(
-                open_client(
-                    self.network,
-                    f"http://{node.name}",
-                    client="people",
-                    headers={"Authorization": f"Bearer {self.person_key}"},
-                )
-            )
-            for node in self.nodes
-        ]
-        for number in range(READERS):
-            self.readers.append(Reader(f"reader-{number}", clients, self.chance, first))
+        for tenant, habits in zip(tenants, TENANTS, strict=True):
+            clients = [await self._open_client(stack, tenant, node.name) for node in self.nodes]
+            self.people.append(People(tenant, habits, clients, self.chance, self.auditor))
+        followed = self.people[self.chance.pick("workspaces/reader", READ)]
+        name = f"reader of {followed.tenant.name}"
+        reader = Reader(name, followed.clients, self.chance, first)
         for node in self.nodes:
             nursery.start_soon(node.live, nursery)
         self.postgres.loses_notice = lambda: self.chance.befalls(
@@ -282,11 +282,12 @@ class World:
             )
             nursery.start_soon(machine.suffer)
             nursery.start_soon(daemon.live, nursery)
-        for reader in self.readers:
-            nursery.start_soon(reader.live)
+        nursery.start_soon(reader.live)
         with trio.move_on_after(FAULTY_S):
-            await People(clients, agents, self.chance, self.auditor).live()
-            await trio.sleep_forever()
+            async with trio.open_nursery() as lives:
+                for these, others in permutations(self.people):
+                    lives.start_soon(these.live, others.doors)
+                await trio.sleep_forever()
         self.chance.is_over = True
         for machine in self.machines:
             machine.recover()
@@ -295,7 +296,16 @@ class World:
         self.auditor.note("no more faults")
         if self.chance.struck:
             self.auditor.disturbed()
-        await self._settle(first)
+        await self._settle()
+        await self._hear_out(reader, followed.tenant.board.workspace_id, first)
+        self.auditor.is_over = True
+
+    async def _open_client(
+        self, stack: AsyncExitStack, tenant: Tenant, node: str
+    ) -> httpx2.AsyncClient:
+        key = {"Authorization": f"Bearer {tenant.person_key}"}
+        client = open_client(self.network, f"http://{node}", client=tenant.name, headers=key)
+        return await stack.enter_async_context(client)
 
     async def _restart_database(self) -> None:
         """All connections end, and for a while there are none."""
@@ -308,8 +318,8 @@ class World:
                     for node in self.nodes:
                         nursery.start_soon(node.lose_database, away_s)
 
-    async def _settle(self, first: int) -> None:
-        """Until all is done and told, within a bound."""
+    async def _settle(self) -> None:
+        """Until all is done, within a bound."""
         for _ in range(SETTLED_TRIES):
             if not await self._is_active():
                 break
@@ -317,19 +327,22 @@ class World:
         self.auditor.machines.left_over = await wait_nothing_left(
             self.machines, self.auditor.shops, self.auditor.connections
         )
+
+    async def _hear_out(self, reader: Reader, workspace_id: UUID, first: int) -> None:
+        """Until it has been told, within a bound."""
         written = list[int]()
         for _ in range(SETTLED_TRIES):
-            written = await self._written(first)
-            if all(reader.heard[-1:] == written[-1:] for reader in self.readers):
+            written = await self._written(workspace_id, first)
+            if reader.heard[-1:] == written[-1:]:
                 break
             await trio.sleep(5)
-        for reader in self.readers:
-            self.auditor.check_stream(reader.name, reader.heard, written)
-        self.auditor.is_over = True
+        self.auditor.check_stream(reader.name, reader.heard, written)
 
-    async def _written(self, first: int) -> list[int]:
+    async def _written(self, workspace_id: UUID, first: int) -> list[int]:
         rows = await self.database.pool.fetch(
-            "select id from understudy.events where id > $1 order by id", first
+            "select id from understudy.events where workspace_id = $1 and id > $2 order by id",
+            workspace_id,
+            first,
         )
         return [row["id"] for row in rows]
 
