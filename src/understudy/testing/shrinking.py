@@ -8,7 +8,7 @@ in the end single faults. What counts is that the same law is broken with fewer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, TypeAlias, final
@@ -61,20 +61,30 @@ class _Search:
         await self._try_all([everything, nothing][: len(self.lanes)])
         self.repeats = self._breaks(everything)
         if self.repeats and not await self._first_step([nothing]):
-            await self._reduce(_kinds, self._of_kinds)
-            await self._reduce(_places, self._at)
-            await self._reduce(_faults, self._only)
+            await self._pick_kinds()
+            await self._drop(_places, self._at)
+            await self._drop(_faults, self._only)
 
-    async def _reduce(
+    async def _pick_kinds(self) -> None:
+        """Each half of them alone; each quarter alone, and all without it; then eighths.
+
+        What was no step in a larger history may be one in a smaller: each begins with halves again.
+        """
+        pieces = HALVES
+        while (kinds := _kinds(self.best)) and pieces // 2 < len(kinds):
+            alone, without = _split(kinds, pieces)
+            step = await self._first_step([self._of_kinds(each) for each in (*alone, *without)])
+            pieces = HALVES if step else pieces * 2
+
+    async def _drop(
         self, parts: Callable[[Outcome], Names], trial: Callable[[Names], Trial]
     ) -> None:
-        """Each half of the parts alone; all without each quarter; all without each eighth."""
+        """Half of the parts, then quarters, then eighths, until none can be spared."""
         pieces = HALVES
         while (names := parts(self.best)) and pieces // 2 < len(names):
-            alone = [*_split(names, pieces)]
-            without = [tuple(n for n in names if n not in piece) for piece in alone]
-            tries = [trial(each) for each in (alone if pieces == HALVES else without)]
-            pieces = max(HALVES, pieces - 1) if await self._first_step(tries) else pieces * 2
+            _, without = _split(names, pieces)
+            step = await self._first_step([trial(each) for each in without])
+            pieces = max(HALVES, pieces - 1) if step else pieces * 2
 
     def _of_kinds(self, kinds: Names) -> Trial:
         return msgspec.structs.replace(self.trial, kinds=kinds)
@@ -125,9 +135,10 @@ def _faults(outcome: Outcome) -> Names:
     return tuple(outcome.faults)
 
 
-def _split(names: Names, pieces: int) -> Iterator[Names]:
-    """As even as can be, the last first: what is long ago seldom matters."""
+def _split(names: Names, pieces: int) -> tuple[list[Names], list[Names]]:
+    """Pieces as even as can be, the last first, since what is long ago seldom matters; and what is
+    left without each."""
     pieces = min(pieces, len(names))
     cuts = [len(names) * number // pieces for number in range(pieces + 1)]
-    for start, end in reversed([*pairwise(cuts)]):
-        yield names[start:end]
+    alone = [names[start:end] for start, end in pairwise(cuts)][::-1]
+    return alone, [tuple(name for name in names if name not in piece) for piece in alone]
