@@ -15,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -72,15 +72,16 @@ class Verdict:
 
 @final
 class Laboratory:
-    """One PostgreSQL, the code as it is now, and what the control violates."""
+    """The code as it is now, what the control violates, and a PostgreSQL for each world at a time:
+    snapshots tell of all databases of a server, and histories would not repeat themselves."""
 
-    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+    def __init__(self, servers: Sequence[EmbeddedServer], directory: Path) -> None:
         self.directory = directory
         self.violated: dict[int, frozenset[str]] = {}
         self.ignored = 0
         self.flukes: list[str] = []
         """Violations that did not come again."""
-        self._server = server
+        self._idle = [*servers]
         self._names = count(1)
         self._busy = trio.Lock()
         self.source = copytree(ROOT / "src", directory / "src")
@@ -93,21 +94,17 @@ class Laboratory:
     @asynccontextmanager
     async def open_worker(self, source: Path) -> AsyncIterator[Worker]:
         """With a database of its own, since its schema may be, too."""
-        number = next(self._names)
+        number, server = next(self._names), self._idle.pop()
         name = f"world_{number}"
-        await trio.to_thread.run_sync(self._server.ensure_database, name)
+        await trio.to_thread.run_sync(server.ensure_database, name)
         stderr = self.directory / f"worker-{number}"
-        worker = Worker(self._server.dsn(name), 0, stderr=stderr, source=source)
+        worker = Worker(server.dsn(name), 0, stderr=stderr, source=source)
         try:
             yield worker
         finally:
             await worker.aclose()
-            await trio.to_thread.run_sync(self._drop, name)
-
-    def _drop(self, name: str) -> None:
-        drop = sql.SQL("drop database {} with (force)").format(sql.Identifier(name))
-        with psycopg.connect(self._server.dsn("postgres"), autocommit=True) as connection:
-            connection.execute(drop)
+            await trio.to_thread.run_sync(_drop, server, name)
+            self._idle.append(server)
 
     async def laws_violated(self, seed: int) -> frozenset[str]:
         """By the code as it is."""
@@ -155,6 +152,12 @@ class Laboratory:
         self.ignored += len(set(map(named, violations)) & known)
         news = {named(each): each for each in reversed(violations) if named(each) not in known}
         return [*reversed(news.values())]  # The first of each law.
+
+
+def _drop(server: EmbeddedServer, name: str) -> None:
+    drop = sql.SQL("drop database {} with (force)").format(sql.Identifier(name))
+    with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(drop)
 
 
 def named(violation: str) -> str:
@@ -260,8 +263,10 @@ def markdown(verdicts: Sequence[Verdict], told: Summary) -> Iterator[str]:
 async def run(options: argparse.Namespace) -> int:
     mutants = [mutant for mutant in MUTANTS if options.only in mutant.name]
     seeds = range(options.first, options.first + options.seeds)
-    with throwaway_server() as server, TemporaryDirectory(prefix="understudy-") as directory:
-        laboratory = Laboratory(server, Path(directory))
+    with ExitStack() as stack:
+        directory = stack.enter_context(TemporaryDirectory(prefix="understudy-"))
+        servers = [stack.enter_context(throwaway_server()) for _ in range(JOBS + 1)]
+        laboratory = Laboratory(servers, Path(directory))
         verdicts = await judge_all(laboratory, mutants, seeds)
     told = summary(verdicts, laboratory, len(seeds))
     Console(stderr=True).print(rich_table(verdicts))

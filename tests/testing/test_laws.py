@@ -55,6 +55,7 @@ class Made:
     tasks: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     comments: list[dict[str, Any]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
+    runtimes: list[dict[str, Any]] = field(default_factory=list)
     messages: dict[UUID, list[int]] = field(default_factory=dict)
     usage: dict[UUID, int] = field(default_factory=dict)
     machines: Machines = field(default_factory=lambda: Machines(slots={"mac": 2, "vm": 2}))
@@ -72,6 +73,7 @@ class Made:
         return Evidence(
             self.machines, self.limits, LEASES, events, self.tasks, self.comments, self.messages,
             self.usage, agents, places, [], self.calls, self.workspace_of,
+            runtimes=self.runtimes,
         )  # fmt: skip
 
     def _bound(self, name: str) -> UUID | None:
@@ -243,6 +245,12 @@ def _a_claim_leads_to_an_end(made: Made) -> None:
 @breaks("every-move-has-its-event")
 def _a_row_moves_in_silence(made: Made) -> None:
     made.tasks[made.claimed("c", 80.0)] |= {"status": "cancelled", "completed_at": at(90.0)}
+
+
+@breaks("machines-come-and-go-on-record")
+def _a_machine_is_there_unrecorded(made: Made) -> None:
+    row = {"id": id_of("mac runtime"), "daemon_id": "mac", "status": "online"}
+    made.runtimes.append(row | {"online_since": at(5.0)})
 
 
 @breaks("an-end-is-an-end")
@@ -419,10 +427,20 @@ def _what_was_named_is_orphaned(made: Made) -> None:
     made.failed(task_id, 90.0, "runtime_recovery", "orphan")
 
 
+@breaks("what-a-machine-has-begun-it-names")
+def _what_was_begun_is_orphaned(made: Made) -> None:
+    made.failed(made.claimed("c", 80.0), 90.0, "runtime_recovery", "orphan")
+
+
 @breaks("promises-are-kept")
 def _a_run_is_given_up_under_a_promise(made: Made) -> None:
     made.machines.promises["mac"] = [(80.0, 170.0)]
     made.failed(made.claimed("c", 80.0), 160.0, "runtime_offline", "lose")
+
+
+@breaks("promises-are-covered")
+def _a_machine_is_promised_more_than_the_others_keep(made: Made) -> None:
+    made.machines.promises["mac"] = [(60.0, 155.0)]
 
 
 @breaks("who-is-trusted-works-on")
@@ -524,6 +542,14 @@ def _what_was_to_be_stopped_fails(made: Made) -> None:
 def _who_is_called_off_works_on(made: Made) -> None:
     made.tasks[A]["cancel_requested_at"] = at(20.0)
     made.machines.runs[A].spans = [(12.1, 100.0)]
+
+
+@breaks("who-has-lost-its-task-stops")
+def _who_was_given_up_works_on(made: Made) -> None:
+    made.hear("mac", *range(0, 500, 15))
+    task_id = made.claimed("c", 80.0)
+    made.failed(task_id, 90.0, "runtime_offline", "lose")
+    made.run(task_id, 82.1, 400.0, spoke_at=[100.0])
 
 
 @breaks("a-rerun-replaces-what-runs")

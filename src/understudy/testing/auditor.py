@@ -58,6 +58,8 @@ class Auditor:
 
     connections: dict[str, list[MemoryStream]] = field(default_factory=dict)
     """All that a machine's daemons, or a node's lives, ever had."""
+    leased_until: dict[str, float] = field(default_factory=dict)
+    """By a node's life: the end of the lease that the database has on record."""
     is_over: bool = False
     """The world is being taken down: whoever crashes now is no news."""
 
@@ -99,6 +101,8 @@ class Auditor:
         for task_id, run in self.runs.items():
             if run.machine == machine and not run.is_acknowledged:
                 run.is_forgotten |= of_all or not (run.is_reported or str(task_id) in but)
+        if of_all:
+            self.machines.wiped.setdefault(machine, []).append(trio.current_time())
 
     def let_go(self, machine: str, task_id: UUID) -> None:
         self.machines.let_go[machine, task_id] = trio.current_time()

@@ -40,6 +40,8 @@ class Run:
     brief: str = ""
     spans: list[tuple[float, float]] = field(default_factory=list)
     messages: int = 0
+    spoke_at: list[float] = field(default_factory=list)
+    """When it said something that is to be told."""
     tokens: int = 0
     """What it has told of its output tokens."""
     has_finished: bool = False
@@ -141,6 +143,8 @@ class Machines:
     heard: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """When a node answered a sign of life of the machine, and from when it counts."""
     registering: dict[str, list[Registering]] = field(default_factory=dict)
+    wiped: dict[str, list[float]] = field(default_factory=dict)
+    """When it lost its disk, and all that it knew."""
     let_go: dict[tuple[str, UUID], float] = field(default_factory=dict)
     """When it dropped a task from its disk, for whatever reason."""
     promises: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -193,6 +197,7 @@ class Evidence:
     calls: Sequence[Row] = ()
     workspace_of: Mapping[UUID, UUID] = field(default_factory=dict)
     """By the id of anything; a workspace's own is its own."""
+    runtimes: Sequence[Row] = ()
 
     def are_apart(self, *ids: UUID) -> bool:
         """Whether they are of more than one workspace."""
@@ -259,7 +264,7 @@ async def gather(
     agents = await fetch("select * from understudy.agents order by id")
     issues = await fetch("select * from understudy.issues order by number")
     calls = await fetch("select * from understudy.calls order by created_at, comment_id")
-    runtimes = await fetch("select * from understudy.runtimes")
+    runtimes = await fetch("select * from understudy.runtimes order by id")
     owned = {r["id"]: r["workspace_id"] for r in (*tasks, *comments, *agents, *issues, *runtimes)}
     return Evidence(
         machines,
@@ -275,6 +280,7 @@ async def gather(
         [row.as_dict() for row in issues],
         [row.as_dict() for row in calls],
         owned | {each: each for each in owned.values()},
+        [row.as_dict() for row in runtimes],
     )
 
 

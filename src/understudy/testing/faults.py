@@ -42,9 +42,13 @@ NODE_LATE = kind("node-late", 0.2, "a node that has ended: is not started again 
 SQL_CRASH = kind("sql-defect", 0.002, "a statement: a defect that nobody foresaw, in its caller")
 SQL_LOST_BEFORE = kind("sql-lost-before", 0.004, "a statement: the connection breaks before it")
 SQL_LOST_AFTER = kind("sql-lost-after", 0.004, "a statement: the connection breaks after it")
-SQL_SLOW = kind("sql-slow", 0.01, "a statement: answered late, up to a minute")
+SQL_SLOW = kind("sql-slow", 0.01, "a statement: comes there late, up to a minute")
+SQL_ANSWER_LATE = kind("sql-answer-late", 0.005, "a statement: done, answered up to a minute later")
 COMMIT_LOST_BEFORE = kind("commit-lost-before", 0.01, "a commit: lost on the way there")
 COMMIT_LOST_AFTER = kind("commit-lost-after", 0.01, "a commit: done, its answer lost")
+REGISTRATION_TORN = kind(
+    "registration-torn", 0.05, "a registration: its connection breaks in the middle"
+)
 SWEEP_SLOW = kind("sweep-slow", 0.05, "a sweep's statement: takes long")
 NODE_WITHOUT_DATABASE = kind(
     "database-partition", 0.3, "a node: loses the database alone, and keeps its daemons"
@@ -79,11 +83,17 @@ DAEMON_TWICE = kind("daemon-twice", 0.1, "a daemon: a second one is started besi
 ASLEEP = kind("machine-asleep", 0.2, "a machine, now and then: its lid is closed, up to minutes")
 ASLEEP_LONG = kind("machine-asleep-long", 0.04, "the same, for hours")
 POWER_CUT = kind("power-cut", 0.15, "a machine whose daemon has ended: all that was not synced")
+POWER_CUT_AT_END = kind(
+    "power-cut-at-an-end", 0.05, "a machine on which an agent has just ended: the same"
+)
 LOST_ON_DISK = kind("unsynced-lost", 0.5, "a change that was not synced, at a power cut")
 TORN_OUTBOX = kind("outbox-torn", 0.5, "an outbox, at a power cut: half of a next commit")
 DISK_LOST = kind("disk-lost", 0.04, "a machine whose daemon has ended: comes back empty")
 GONE = kind("machine-gone", 0.04, "a machine whose daemon has ended: is never seen again")
 DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some time")
+RESTARTED_IN_VAIN = kind(
+    "daemon-restarted-in-vain", 0.3, "a daemon that is cut off: killed, and started once more"
+)
 CHECKOUT_SLOW = kind("checkout-slow", 0.1, "a run: its preparation takes long, up to minutes")
 CLOCK_DRIFTS = kind("clock-drifts", 0.3, "a machine: its clocks run slow or fast")
 CLOCK_JUMPS = kind("clock-jumps", 0.1, "a machine, now and then: its wall clock is set")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 from uuid import UUID
@@ -26,6 +27,8 @@ TOLD_S: Final = 10.0
 MARGIN_S: Final = 11.0
 """Within it an agent is to be gone; a second for clocks."""
 POLL_S: Final = 30.0
+KNOWN_S: Final = 15.0
+"""Who came later is not given what a machine had when it was last heard."""
 IDLE_S: Final = 5.0
 """Pushes take milliseconds; a lost one costs a poll, of 10 s at least."""
 
@@ -137,6 +140,17 @@ def _has_named(registering: Registering, row: Row) -> bool:
 
 
 @always
+def what_a_machine_has_begun_it_names(evidence: Evidence) -> Iterator[str]:
+    """R6.2, R6.4: no run that was begun is orphaned, but by a machine that has lost its disk."""
+    for row, event in _failures(evidence, "orphan"):
+        machine = evidence.place(event)
+        wiped = evidence.machines.wiped.get(machine, [])
+        since = seconds(row["dispatched_at"])
+        if row["started_at"] and not any(since <= at <= event.at for at in wiped):
+            yield f"{row['id']} was begun, and {machine} knows it no longer"
+
+
+@always
 def promises_are_kept(evidence: Evidence) -> Iterator[str]:
     """R4.11: no run is given up while its machine may trust that it is not."""
     for row, event in _failures(evidence, *JUDGED):
@@ -144,6 +158,54 @@ def promises_are_kept(evidence: Evidence) -> Iterator[str]:
         promises = [p for p in evidence.machines.promises.get(machine, []) if p[0] <= event.at]
         if row["started_at"] and promises and event.at < (until := max(promises)[1]) - CLOSE_S:
             yield f"{row['id']} is given up; {machine} was promised it until {until:.1f}"
+
+
+@always
+def promises_are_covered(evidence: Evidence) -> Iterator[str]:
+    """R4.11: no machine trusts for longer than 90 s from the sign of life that was answered.
+
+    Unless it is alone: then nobody could be given its work.
+    """
+    online = _online(evidence)
+    for machine, promises in evidence.machines.promises.items():
+        for at, until in promises:
+            since = at - evidence.silent_s(machine, at)
+            is_long = until > since + SILENCE_S + TAKEOVER_S + INSTANT_S
+            if is_long and _is_another_there(evidence, online, machine, since):
+                yield f"{machine} trusts until {until:.1f}, the others wait from {since:.1f} on"
+
+
+def _online(evidence: Evidence) -> dict[str, list[tuple[float, bool]]]:
+    """When each machine came and went, by the record."""
+    changes = defaultdict[str, list[tuple[float, bool]]](list)
+    for events, board in commits(evidence.events):
+        for runtime, is_online in board.online.items():
+            told = changes[_name(evidence, runtime)]
+            if not told or told[-1][1] != is_online:
+                told.append((events[0].at, is_online))
+    return changes
+
+
+def _is_another_there(
+    evidence: Evidence, online: dict[str, list[tuple[float, bool]]], machine: str, since: float
+) -> bool:
+    """It is online, was before the machine was heard, and is heard itself."""
+    return any(
+        _was_there(changes, since) and evidence.silent_s(other, since) < SILENCE_S - INSTANT_S
+        for other, changes in online.items()
+        if other != machine and _work_together(evidence, machine, other)
+    )
+
+
+def _work_together(evidence: Evidence, one: str, other: str) -> bool:
+    workspaces = evidence.machines.workspaces
+    return workspaces.get(one) == workspaces.get(other)
+
+
+def _was_there(changes: list[tuple[float, bool]], since: float) -> bool:
+    before = [is_online for at, is_online in changes if at <= since - KNOWN_S]
+    lately = [is_online for at, is_online in changes if since - KNOWN_S < at <= since]
+    return before[-1:] == [True] and all(lately)
 
 
 @always

@@ -17,6 +17,9 @@ LEFT: Final = {"no_result", "agent_error"}
 """So fails who leaves."""
 SOON_S: Final = 75.0
 """A heartbeat, the 6 s of R7.2, and a node that reads the events through a slow statement."""
+HEARD_OUT_S: Final = 200.0
+"""A word that is not answered is said again after 120 s, one that is refused after 64 s."""
+LOST: Final = {"lose", "time_out", "orphan"}
 ATTENTIVE_S: Final = 20.0
 """Who is heard as often has had his answers."""
 
@@ -150,6 +153,19 @@ def who_is_called_off_stops_soon(evidence: Evidence) -> Iterator[str]:
             continue
         if evidence.silence_s(run.machine, seconds(asked), until) < ATTENTIVE_S:
             yield f"{task_id} was called off at {until - SOON_S:.1f}, {run.machine} works on it"
+
+
+@always
+def who_has_lost_its_task_stops(evidence: Evidence) -> Iterator[str]:
+    """R3.7: whose task has ended without it is told so when it next speaks, and is stopped."""
+    told = stories(evidence)
+    for task_id, run in evidence.machines.runs.items():
+        lost_at = next((e.at for e in told[task_id] if e.body["move"] in LOST), math.inf)
+        for at in run.spoke_at:
+            until = at + HEARD_OUT_S
+            is_late = lost_at + CLOSE_S < at and run.ended_at > until
+            if is_late and evidence.silence_s(run.machine, at, until) < ATTENTIVE_S:
+                yield f"{task_id} was lost at {lost_at:.1f}, spoke at {at:.1f}, and works on"
 
 
 @always

@@ -7,14 +7,14 @@ more: the program is not asked what it would have done.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 from uuid import UUID
 
-from understudy.testing.evidence import CLOSE_S, TERMINAL, Evidence, Happened
+from understudy.testing.evidence import CLOSE_S, TERMINAL, Evidence, Happened, seconds
 from understudy.testing.laws import always, at_rest
-from understudy.testing.replay import STATUS
+from understudy.testing.replay import STATUS, Board
 
 MOVES: Final = {
     ("", "enqueue", "queued"), ("", "defer", "deferred"), ("deferred", "promote", "queued"),
@@ -66,6 +66,29 @@ def every_move_has_its_event(evidence: Evidence) -> Iterator[str]:
             yield f"{task_id} is {row['status']}, its events say {last}"
     for task_id in told.keys() - evidence.tasks.keys():
         yield f"{task_id} has events and no row"
+
+
+@always
+def machines_come_and_go_on_record(evidence: Evidence) -> Iterator[str]:
+    """R2.4: a machine is there, and since when, as its events say."""
+    came, board = defaultdict[str, set[float]](set), Board()
+    for event in evidence.events:
+        before = {**board.online}
+        board.apply(event)
+        for runtime, is_online in board.online.items():
+            if is_online and not before.get(runtime):
+                came[runtime].add(event.at)
+    for row in evidence.runtimes:
+        runtime, is_online = str(row["id"]), row["status"] == "online"
+        if board.online.get(runtime, False) != is_online:
+            yield f"{row['daemon_id']} is {row['status']}, and its events say something else"
+        elif is_online and not _is_near(came[runtime], seconds(row["online_since"])):
+            since = seconds(row["online_since"])
+            yield f"{row['daemon_id']} is there since {since:.3f}, and no event says so"
+
+
+def _is_near(times: Iterable[float], at: float) -> bool:
+    return any(abs(each - at) < CLOSE_S for each in times)
 
 
 @always

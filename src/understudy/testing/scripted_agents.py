@@ -6,11 +6,13 @@ Each is a kind of fault (`faults.py`), drawn once for each agent that a machine 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from signal import SIGHUP, SIGINT, SIGKILL, SIGSEGV, SIGTERM
 from typing import Final, TypeVar, final
+from uuid import UUID
 
 from understudy.daemon.rundir import Spec
 from understudy.testing.chance import Chance
@@ -33,6 +35,9 @@ ASKED_S: Final = (None, 10, 40)
 """What an overloaded provider asks for."""
 QUOTA_S: Final = (20, 70)
 NOISE_S: Final = 20.0
+LONG_STEPS: Final = 20
+TURNS: Final = 12
+TURN: Final = re.compile(r", turn (\d+)\.")
 FLOOD_MAX: Final = 4 << 20
 LONG_LINE: Final = 2 << 20
 GARBAGE: Final = (
@@ -58,12 +63,20 @@ EXITS_BADLY = kind("agent-exits-badly", 0.03, "an agent: exits with a status of 
 OUT_OF_MEMORY = kind("agent-out-of-memory", 0.03, "an agent: a signal ends it")
 MISSING = kind("agent-missing", 0.01, "an agent: its program cannot be started")
 
+CRASHES_HOST = kind(
+    "agent-crashes-host", 0.02, "an agent: its machine goes down and is made anew; its heirs' too"
+)
+
 # Quirks
 
 CALLS = kind("agent-calls", 0.15, "an agent: its output mentions another one")
+CALLS_IN_TURN = kind(
+    "agent-calls-in-turn", 0.01, "an agent: calls the next one, who calls the next, twelve times"
+)
+TAKES_LONG = kind("agent-takes-long", 0.03, "an agent: works for minutes, and shows it")
 NEVER_LEAVES = kind("agent-never-leaves", 0.05, "an agent: stays when its result is out")
 TALKS_ON = kind("agent-talks-on", 0.04, "an agent: says more after its result")
-FORKS = kind("agent-forks", 0.06, "an agent: a child outlives it and ignores SIGTERM")
+FORKS = kind("agent-forks", 0.12, "an agent: a child outlives it and ignores SIGTERM")
 DEAF = kind("agent-deaf", 0.05, "an agent: ignores SIGINT and SIGTERM")
 SLOW_TO_STOP = kind("agent-slow-to-stop", 0.04, "an agent: ignores SIGINT, not SIGTERM")
 GARBLED = kind("agent-garbled", 0.06, "an agent: prints NUL, invalid UTF-8, broken JSON")
@@ -77,25 +90,46 @@ SESSION_NEVER = kind("agent-session-never", 0.1, "an agent: tells no session")
 COMPLAINS = kind("agent-complains", 0.05, "an agent: prints on stderr")
 
 QUIRKS: Final = (
-    CALLS, NEVER_LEAVES, TALKS_ON, FORKS, DEAF, SLOW_TO_STOP, GARBLED, HALF_A_LINE, LONG_WINDED,
-    POISONED, RESULT_TWICE, USAGE_TWICE, SESSION_LATE, SESSION_NEVER, COMPLAINS,
+    CALLS, CALLS_IN_TURN, TAKES_LONG, NEVER_LEAVES, TALKS_ON, FORKS, DEAF, SLOW_TO_STOP, GARBLED,
+    HALF_A_LINE, LONG_WINDED, POISONED, RESULT_TWICE, USAGE_TWICE, SESSION_LATE, SESSION_NEVER,
+    COMPLAINS,
 )  # fmt: skip
 
 
-def fate_of(chance: Chance, machine: str) -> Fate:
-    """For `Keepers`: what becomes of each agent that this machine starts."""
-    ordinals = count()
+def fate_of(
+    chance: Chance,
+    machine: str,
+    *,
+    poison: set[UUID] | None = None,
+    take_down: Callable[[], object] = lambda: None,
+) -> Fate:
+    """For `Keepers`: what becomes of each agent that this machine starts.
+
+    `poison`: the tasks that have taken a machine down, anywhere.
+    """
+    ordinals, fatal = count(), set[UUID]() if poison is None else poison
 
     def fate(task: ClaimedTask, spec: Spec, _earlier: int) -> Script:
-        return draw(chance, f"{machine}/agent {next(ordinals)}")
+        place = f"{machine}/agent {next(ordinals)}"
+        script = draw(chance, place, take_down, is_fatal=task.parent_task_id in fatal)
+        if CRASHES_HOST.name in script.kind:
+            fatal.add(task.id)
+        return script
 
     return fate
 
 
-def draw(chance: Chance, place: str) -> Script:
+def draw(
+    chance: Chance,
+    place: str,
+    take_down: Callable[[], object] = lambda: None,
+    *,
+    is_fatal: bool = False,
+) -> Script:
     # Each site is visited once, so to mute one kind moves no other.
     struck = [each for each in (*ENDS, MISSING, *QUIRKS) if chance.befalls(place, each)]
-    worker = Worker(chance, place, frozenset(struck))
+    struck += [CRASHES_HOST] if is_fatal and CRASHES_HOST not in struck else []
+    worker = Worker(chance, place, frozenset(struck), take_down)
     name = ", ".join(each.name for each in struck) or "honest"
     error = f"[Errno 2] No such file or directory: {place!r}" if MISSING in struck else None
     return Script(name, worker.play, cannot_start=error)
@@ -107,18 +141,28 @@ class Worker:
     chance: Chance
     place: str
     quirks: frozenset[Kind]
+    take_down: Callable[[], object]
+    """Its machine."""
 
     async def play(self, agent: Agent) -> int:
+        if turn := TURN.search(agent.run.brief):
+            return self._call_next(agent, int(turn[1]) + 1)
+        if CRASHES_HOST in self.quirks:
+            return await self.crash_host(agent)
         self._arm(agent)
         if not self.quirks & {SESSION_LATE, SESSION_NEVER}:
             _tell_session(agent)
         for number in range(self.pick("steps", STEPS)):
             await self._step(agent, number)
+        if TAKES_LONG in self.quirks:
+            await self._take_long(agent)
         if SESSION_LATE in self.quirks:
             _tell_session(agent)
         for end, play in ENDS.items():
             if end in self.quirks:
                 return await play(self, agent)
+        if CALLS_IN_TURN in self.quirks:
+            return self._call_next(agent, 1)
         return await self._succeed(agent)
 
     def pick(self, what: str, options: Sequence[T]) -> T:
@@ -153,6 +197,19 @@ class Worker:
 
     def _poison(self) -> str:
         return self.pick("poison", POISON) if POISONED in self.quirks else ""
+
+    async def _take_long(self, agent: Agent) -> None:
+        for number in range(LONG_STEPS):
+            agent.say("text", text=f"Still at it ({number}).")
+            await agent.sleep(NOISE_S)
+
+    def _call_next(self, agent: Agent, turn: int) -> int:
+        """As agents do that were told to hand over; it ends, if nobody ends it before."""
+        output = f"{agent.run.machine} did {agent.run.task.id}, turn {turn}."
+        if turn <= TURNS:
+            output += f" @{AGENTS[turn % len(AGENTS)]}."
+        agent.say("result", output=output)
+        return 0
 
     async def _succeed(self, agent: Agent) -> int:
         output = f"{agent.run.machine} did {agent.run.task.id}{self._poison()}"
@@ -190,6 +247,11 @@ class Worker:
         if NEVER_LEAVES in self.quirks:
             await agent.hang()
         return status
+
+    async def crash_host(self, agent: Agent) -> int:
+        await agent.sleep(self.pick("lasts", TOOL_S))
+        self.take_down()
+        await agent.hang()
 
     async def hang(self, agent: Agent) -> int:
         await agent.hang()
@@ -234,6 +296,7 @@ class Worker:
 
 
 ENDS: Final[dict[Kind, Callable[[Worker, Agent], Awaitable[int]]]] = {
+    CRASHES_HOST: Worker.crash_host,
     FAILS: Worker.fail,
     HANGS: Worker.hang,
     HANGS_IN_TOOL: Worker.hang_in_tool,

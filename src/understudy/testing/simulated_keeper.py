@@ -354,11 +354,11 @@ class SimulatedKeeper:
         await self._write_exit_patiently(record)
 
     async def _write_exit_patiently(self, record: Exit) -> None:
-        clock = self.home.clock
-        give_up_at = clock.now() + self.spec.orphan_s
+        give_up_at = (clock := self.home.clock).now() + self.spec.orphan_s
         while True:
             try:
                 write_exit(self.run_dir, record)
+                self.home.ended()
                 return
             except OSError:
                 if clock.has_come(give_up_at):

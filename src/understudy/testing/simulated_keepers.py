@@ -28,7 +28,7 @@ from understudy.daemon.record import AFRESH, read_order
 from understudy.daemon.rundir import LOG, Spec
 from understudy.testing.evidence import Run
 from understudy.testing.simulated_keeper import SimulatedKeeper
-from understudy.testing.simulated_process import AwakeClock, Home, ProcessTable, Script
+from understudy.testing.simulated_process import Agent, AwakeClock, Home, ProcessTable, Script
 from understudy.testing.virtual_process import VirtualProcess, bury
 from understudy.wire.daemon import ClaimedTask
 
@@ -62,6 +62,8 @@ class Keepers:
     boot_s: Callable[[], float]
     epoch_s: Callable[[], float]
     boot_id: str = ""
+    ended: Callable[[], object] = lambda: None
+    """Told whenever an agent's end has been written down."""
     _alive: dict[Process, SimulatedKeeper] = field(default_factory=dict)
     _begun: Counter[UUID] = field(default_factory=Counter)
 
@@ -77,6 +79,7 @@ class Keepers:
             boot_id=self.boot_id,
             fate=self._fate_of,
             began=self.witness.began,
+            ended=self.ended,
         )
 
     # The seam
@@ -128,7 +131,13 @@ class Keepers:
     # For faults and for the auditor
 
     def keepers(self) -> list[VirtualProcess]:
-        return [keeper.process for keeper in self._alive.values()]
+        """Those of whole families where there are any: they take up the most memory."""
+        alive = self._alive.values()
+        families = [each for each in alive if each.agent and self._has_children(each.agent)]
+        return [keeper.process for keeper in families or alive]
+
+    def _has_children(self, agent: Agent) -> bool:
+        return len(self._table.marked(agent.spec.run)) > 1
 
     def agents(self) -> list[VirtualProcess]:
         agents = [keeper.agent for keeper in self._alive.values()]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Final, TypeVar, final
+from typing import Final, TypeAlias, TypeVar, final
 
 import trio
 
@@ -37,12 +37,18 @@ NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
 NIGHTS_S: Final = (900.0, 8 * 3600.0, 3 * 86400.0)
 """At the end of all faults whoever sleeps is woken."""
 PARTITIONS_S: Final = (10.0, 40.0, 95.0, 150.0, 500.0)
+IN_VAIN_S: Final = (3.0, 20.0, 50.0)
 VICTIM_STEPS: Final = (1, 1, 2, 5, 10)
 FULL_S: Final = (5.0, 30.0, 120.0)
 DRIFTS: Final = (1e-4, -1e-4, 5e-4, -5e-4)
 JUMPS_S: Final = (-3600.0, -1.0, 30.0, 86400.0)
 
+SOON_S: Final = (0.0, 0.0, 0.05, 0.5)
+BLOWS_MAX: Final = 100
+
 R = TypeVar("R")
+Blow: TypeAlias = tuple[Callable[[], None], float]
+"""What befalls the machine, and in how many seconds."""
 
 
 @final
@@ -69,6 +75,7 @@ class SimulatedMachine:
         self._booted_at = trio.current_time()
         self._woke = trio.Event()
         self._illness = trio.CancelScope()
+        self._blows, self._dealt = trio.open_memory_channel[Blow](BLOWS_MAX)
 
     # What its daemon asks of it
 
@@ -129,7 +136,9 @@ class SimulatedMachine:
     async def suffer(self) -> None:
         """Until the faults are over; then it is well again."""
         with self._illness:
-            await self._fall_ill()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_blows)
+                await self._fall_ill()
         if self.is_asleep:
             self._wake()
         self.disk.free()
@@ -157,6 +166,35 @@ class SimulatedMachine:
                 self._kill_one(self.keepers.agents())
             await self._lose_network()
 
+    async def _take_blows(self) -> None:
+        """Not in the name of whoever has dealt them: he may be gone by then."""
+        async for strike, after_s in self._dealt:
+            await trio.sleep(after_s)
+            await self.awake()
+            strike()
+
+    def agent_ended(self) -> None:
+        """Its end has just been written down."""
+        if self.chance.befalls(self.name, faults.POWER_CUT_AT_END):
+            self._blows.send_nowait((self._go_down, self.chance.pick(f"{self.name}/soon", SOON_S)))
+
+    def is_taken_down(self) -> None:
+        """By an agent: it is made anew, as a cloud's machines are."""
+        if not self.chance.is_over:
+            self._blows.send_nowait((self._go_down_for_good, 0.0))
+
+    def _go_down(self) -> None:
+        self._kill_daemons()
+        self.lose_power()
+
+    def _go_down_for_good(self) -> None:
+        self._kill_daemons()
+        self.lose_disk()
+
+    def _kill_daemons(self) -> None:
+        for process in self.daemons:
+            process.kill()
+
     def _kill_one(self, processes: Sequence[VirtualProcess]) -> None:
         if processes:
             process = self.chance.pick(f"{self.name}/victim", processes)
@@ -175,6 +213,9 @@ class SimulatedMachine:
                 is_patient = self.chance.pick(f"{self.name}/patient", (True, False))
                 self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
                 self.weather.cut_off(self.name, way, seconds, is_patient=is_patient)
+                if self.chance.befalls(self.name, faults.RESTARTED_IN_VAIN):
+                    after_s = self.chance.pick(f"{self.name}/in vain after", IN_VAIN_S)
+                    self._blows.send_nowait((self._kill_daemons, after_s))
 
     async def awake(self) -> None:
         while self.is_asleep:

@@ -24,7 +24,7 @@ from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
 from understudy.testing.network import MemoryNetwork
 from understudy.testing.virtual import COMMIT, Fault, VirtualPostgres
-from understudy.testing.virtual_process import VirtualProcess
+from understudy.testing.virtual_process import VirtualProcess, current_process
 
 PORT: Final = 80
 LIFE_S: Final = (30.0, 100.0, 300.0)
@@ -37,6 +37,8 @@ AWAY_S: Final = (5.0, 40.0, 80.0, 160.0)
 FROZEN_S: Final = (5.0, 20.0, 40.0, 100.0)
 SLOW_S: Final = (0.1, 1.0, 5.0, 50.0)
 SWEEP_S: Final = (5.0, 20.0, 50.0)
+REGISTRATION: Final = "insert into understudy.runtimes"
+RENEWAL: Final = "insert into understudy.nodes"
 SWEEPS: Final = re.compile(r"understudy\.(lose|time_out|expire|promote|judge)_")
 CRASHES: Final = (RestartsExhausted, CannotStart, DatabaseUnavailable, faults.InjectedCrash)
 
@@ -56,12 +58,16 @@ class Outlet:
         place, befalls = self.chance.at(self.name), self.chance.befalls
         if sql == COMMIT:
             return self._lost(place, faults.COMMIT_LOST_BEFORE, faults.COMMIT_LOST_AFTER)
+        if REGISTRATION in sql and befalls(place, faults.REGISTRATION_TORN):
+            return Fault("lost_answer")
         if befalls(place, faults.SQL_CRASH):
             raise faults.InjectedCrash(sql[:60])
         if SWEEPS.search(sql) and befalls(place, faults.SWEEP_SLOW):
             return Fault("slow", self.chance.pick(f"{place}/sweep_s", SWEEP_S))
         if befalls(place, faults.SQL_SLOW):
             return Fault("slow", self.chance.pick(f"{place}/slow_s", SLOW_S))
+        if befalls(place, faults.SQL_ANSWER_LATE):
+            return Fault("late_answer", self.chance.pick(f"{place}/late_s", SLOW_S))
         return self._lost(place, faults.SQL_LOST_BEFORE, faults.SQL_LOST_AFTER)
 
     def _lost(self, place: str, before: faults.Kind, after: faults.Kind) -> Fault | None:
@@ -122,6 +128,7 @@ class SimulatedNode:
         self.process.at_death.append(listener.close)
         config = ServerConfig(home=Home(Path("/nonexistent")), leases=self.leases)
         serve = partial(run_server, dial=self._dial, dice=self.dice)
+        self.postgres.executed = self._executed
         with asked:
             try:
                 await serve(config, Branch("server"), [listener])
@@ -129,6 +136,12 @@ class SimulatedNode:
                 self.auditor.note(f"{self.name} crashes: {group.exceptions[0]!r}"[:100])
         listener.close()
         ended.set()
+
+    def _executed(self, sql: str) -> None:
+        """By whichever node."""
+        if RENEWAL in sql and (node := current_process()) is not None:
+            lease_s = self.leases.node_lease_s
+            self.auditor.leased_until[node.name] = trio.current_time() + lease_s
 
     async def _dial(self) -> Connection:
         connection = await self.postgres.connect(self.outlet)

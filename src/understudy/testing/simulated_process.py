@@ -154,6 +154,8 @@ class Home:
     fate: Callable[[Path, Spec], tuple[Run, Script]]
     """What becomes of the agent of that directory."""
     began: Callable[[Run], None]
+    ended: Callable[[], object]
+    """An agent's end has been written down."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,10 @@ class Agent:
         if data and self.is_alive:
             os.write(self._out, data)
             self._touch(self._out)
+            told = self.run.messages
             self._said.hear(data)
+            if self.run.messages > told:
+                self.run.spoke_at.append(trio.current_time())
             self._grew(data, 0)
 
     def complain(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ Only for the auditor: nothing here changes what happens.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -72,19 +73,21 @@ def _heard(auditor: Auditor, real: Hook) -> Hook:
         if isinstance(done, Registered):
             daemon_id = msgspec.json.decode(raw, type=Register).daemon_id
             names.update((each.id, daemon_id) for each in done.runtimes)
-            auditor.heard(daemon_id, min(came_at, _leased_until(desk)))
+            auditor.heard(daemon_id, min(came_at, _leased_until(auditor)))
         elif isinstance(done, HeartbeatsHeard):
             for runtime_id in done.trust_s:
                 if runtime_id in names:
-                    auditor.heard(names[runtime_id], min(came_at, _leased_until(desk)))
+                    auditor.heard(names[runtime_id], min(came_at, _leased_until(auditor)))
         return done
 
     return answer
 
 
-def _leased_until(desk: Desk) -> float:
+def _leased_until(auditor: Auditor) -> float:
     """A node that has lost the database hears in vain: the others count from its lease's end."""
-    return desk._cast.leased_until()  # noqa: SLF001
+    process = current_process()
+    assert process is not None
+    return auditor.leased_until.get(process.name, -math.inf)
 
 
 @contextmanager

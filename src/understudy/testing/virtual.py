@@ -51,9 +51,10 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Fault:
-    """`lost_request`: the server never saw it. `lost_answer`: it was executed."""
+    """`lost_request`: the server never saw it. `lost_answer`: it was executed. `slow`: it came
+    there late. `late_answer`: its answer did."""
 
-    kind: Literal["lost_request", "lost_answer", "slow"]
+    kind: Literal["lost_request", "lost_answer", "slow", "late_answer"]
     seconds: float = 0.0
 
 
@@ -199,6 +200,8 @@ class VirtualConnection(Connection):
             self._postgres.notify(str(channel), str(payload))
         if fault is not None and fault.kind == "lost_answer":
             self.lose("after it was executed")
+        if fault is not None and fault.kind == "late_answer" and not self._session.in_transaction:
+            await trio.sleep(fault.seconds)
         return answer
 
     async def _ask(
