@@ -96,8 +96,7 @@ MUTANTS: Final = (
       "function understudy.complete_late",
       "update understudy.tasks set result = p_result where id = p_task returning * into task;"),
     M("late: does not count", "a result counts only while the server waits for it", SCHEMA,
-      "function understudy.complete_late", "and status = 'failed' and result is null",
-      "and status = 'failed' and false"),
+      "function understudy.complete_late", "and understudy.was_given_up(t)", "and false"),
     # Cancelling
     M("cancel: over before it is confirmed", "a run is cancelled while its process lives", SCHEMA,
       "function understudy.cancel_row", "if it.status in ('deferred', 'queued', 'dispatched') then",
