@@ -250,4 +250,17 @@ MUTANTS: Final = (
       "daemon/rundir.py", "def write_record", "os.fsync(file.fileno())", "pass"),
     M("disk: an order is not flushed", "an fsync is gone: an order may be torn",
       "daemon/files.py", "def replace_file", "os.fsync(file.fileno())", "pass"),
+    # Workspaces
+    M("workspace: claims anybody's tasks", "a machine is given tasks of another workspace", SCHEMA,
+      "with room as materialized", "a.workspace_id = place.workspace_id and "),
+    M("workspace: streams everybody's events", "who follows a board follows all of them",
+      "actors/broadcast.py", "async def follow", "event.workspace_id == workspace_id and "),
+    M("workspace: an id opens every issue", "an issue of another workspace is found by its id",
+      "store/issues.py", "async def get", "i.workspace_id = $1", "$1::uuid is not null"),
+    M("workspace: a number is anybody's", "an issue of another workspace is found by its key",
+      "store/issues.py", "async def find", "i.workspace_id = $1", "$1::uuid is not null"),
+    M("workspace: calls anybody by name", "a comment calls an agent of another workspace", SCHEMA,
+      "function understudy.mentioned", "workspace_id = p_workspace and "),
+    M("workspace: an id opens every task", "a task of another workspace is found by its id",
+      "store/tasks.py", "async def find", "workspace_id = $2", "$2::uuid is not null"),
 )  # fmt: skip
