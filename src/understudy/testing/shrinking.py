@@ -121,10 +121,9 @@ class _Search:
 
 
 def _kinds(outcome: Outcome) -> Names:
-    """In the order of the table, where those that are alike stand together."""
-    order = [*faults.ALL]
+    """In the order of the table, where those that are alike stand together; then the others."""
     struck = set(map(kind, outcome.faults))
-    return tuple(sorted(struck, key=lambda name: order.index(name) if name in order else -1))
+    return (*filter(struck.__contains__, faults.ALL), *sorted(struck - faults.ALL.keys()))
 
 
 def _places(outcome: Outcome) -> Names:
