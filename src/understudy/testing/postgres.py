@@ -18,7 +18,12 @@ from understudy.store.binaries import Binaries
 from understudy.store.embedded import EmbeddedServer
 from understudy.store.watchdog import read_postmaster
 
-HASTY: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+HASTY: Final = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",  # Its transactions come when they like, and a snapshot tells of them.
+}
 _numbers = itertools.count(1)
 
 
