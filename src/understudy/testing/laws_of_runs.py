@@ -213,10 +213,12 @@ def _outlived(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
 
 @always
 def transcripts_have_no_gap(evidence: Evidence) -> Iterator[str]:
-    """R6.9: messages are numbered without a gap, and no more than the agent has said."""
+    """R6.9: messages are numbered without a gap, and no more than the agent has said. Half a line is
+    one, too, where the rest of it went with the power.
+    """
     for task_id, stored in evidence.messages.items():
         run = evidence.machines.runs.get(task_id)
-        spoken = sum(each.messages for each in run.line()) if run else 0
+        spoken = sum(each.messages + each.is_forgotten for each in run.line()) if run else 0
         if stored != list(range(len(stored))) or len(stored) > spoken:
             yield f"{task_id} has the messages {stored} of {spoken}"
 
