@@ -213,8 +213,8 @@ def _outlived(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
 
 @always
 def transcripts_have_no_gap(evidence: Evidence) -> Iterator[str]:
-    """R6.9: messages are numbered without a gap, and no more than the agent has said. Half a line is
-    one, too, where the rest of it went with the power.
+    """R6.9: messages are numbered without a gap, and no more than the agent has said. Half a line
+    is one, too, where the rest of it went with the power.
     """
     for task_id, stored in evidence.messages.items():
         run = evidence.machines.runs.get(task_id)
