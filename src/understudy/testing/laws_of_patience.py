@@ -170,7 +170,7 @@ def promises_are_covered(evidence: Evidence) -> Iterator[str]:
     for machine, promises in evidence.machines.promises.items():
         for at, until in promises:
             since = at - evidence.silent_s(machine, at)
-            is_long = until > since + SILENCE_S + TAKEOVER_S + INSTANT_S
+            is_long = until > max(at, since + SILENCE_S + TAKEOVER_S) + INSTANT_S
             if is_long and _is_another_there(evidence, online, machine, since):
                 yield f"{machine} trusts until {until:.1f}, the others wait from {since:.1f} on"
 
