@@ -56,6 +56,23 @@ def test_a_node_holds_its_lease_by_one_write_in_10_s_and_leaves_it_when_it_stops
     perform(play)
 
 
+def test_a_lease_whose_actor_crashes_is_kept(perform: Perform) -> None:
+    """R4.3, R4.11: the machines of this node were promised that the others wait for its end."""
+
+    async def play(stage: Stage) -> None:
+        def tell(_: bool) -> None:  # noqa: FBT001
+            if trio.current_time() > 5:
+                raise ZeroDivisionError
+
+        lease = NodeLease(stage.database, CONFIG, stage.cast.node_id, tell)
+        with pytest.raises(ZeroDivisionError):
+            await lease.run()
+        assert (await lease_of(stage))["left_s"] == pytest.approx(lease.ends_at() - 10)
+        assert lease.ends_at() == 40
+
+    perform(play)
+
+
 def test_a_node_judges_nobody_until_it_has_held_its_lease_for_45_s_without_a_gap(
     perform: Perform,
 ) -> None:

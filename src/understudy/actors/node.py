@@ -57,6 +57,8 @@ class NodeLease:
         return now < self._expires_at and now - self._held_since >= self._leases.offline_after_s
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Only who stops gives the lease up: who crashes is started again, and until its end this
+        node has promised what it heard (R4.11)."""
         try:
             await self._renew()
             task_status.started()
@@ -65,9 +67,10 @@ class NodeLease:
                     await self._met.wait()
                 self._met = trio.Event()
                 await self._renew()
-        finally:
+        except trio.Cancelled:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + LEAVE_S):
                 await self._leave()
+            raise
 
     async def _renew(self) -> None:
         asked_at = trio.current_time()
@@ -88,6 +91,7 @@ class NodeLease:
         self._tell(self._has_peers)
 
     async def _leave(self) -> None:
+        self._expires_at = min(self._expires_at, trio.current_time())
         try:
             await nodes.leave(self._database, self._id)
         except DatabaseUnavailable:
