@@ -15,6 +15,7 @@ from understudy.daemon.backends.backend import (
     Completed,
     Exit,
     Failed,
+    ResumeRefused,
     RunSpec,
     Session,
     Text,
@@ -34,8 +35,8 @@ SPEC = RunSpec(
 )
 
 
-def read(*lines: bytes, end: Exit | None = None) -> Verdict:
-    reader = BACKEND.reader(SPEC)
+def read(*lines: bytes, end: Exit | None = None, resume: str | None = None) -> Verdict:
+    reader = BACKEND.reader(replace(SPEC, resume=resume))
     for line in lines:
         reader.feed(line)
     return reader.finish(end or Exit("exited", code=0), "last words")
@@ -111,6 +112,27 @@ def test_a_programs_error_may_say_how_long_to_wait() -> None:
     verdict = read(busy)
     assert isinstance(verdict, Failed)
     assert (verdict.reason, verdict.retry_after_s) == (FailureReason.PROVIDER_OVERLOADED, 120)
+
+
+REFUSAL = b'{"type":"result","is_error":true,"reason":"resume_refused","error":"never seen"}'
+TOOL = b'{"type":"tool_use","id":"1","name":"write"}'
+
+
+@pytest.mark.parametrize("before", [(), (b"Hm.",), (b'{"type":"thinking","text":"s1?"}',)])
+@pytest.mark.parametrize("after", [(), (TOOL,), (b'{"type":"result","output":"fine"}',)])
+def test_a_program_may_refuse_to_resume_until_it_has_used_a_tool(
+    before: tuple[bytes, ...], after: tuple[bytes, ...]
+) -> None:
+    """R5.10"""
+    refused = ResumeRefused("s1", "never seen")
+    assert read(*before, REFUSAL, *after, end=Exit("exited", code=1), resume="s1") == refused
+    failed = Failed(FailureReason.AGENT_ERROR, "never seen")
+    assert read(*before, TOOL, REFUSAL, *after, resume="s1") == failed
+
+
+def test_who_was_to_resume_nothing_cannot_refuse_to() -> None:
+    """R5.10: it would be begun afresh for ever."""
+    assert read(REFUSAL) == Failed(FailureReason.AGENT_ERROR, "never seen")
 
 
 def test_other_json_is_text() -> None:

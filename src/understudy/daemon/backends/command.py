@@ -18,9 +18,14 @@ A program that wants to say more prints JSON objects, one per line:
     {"type": "result", "output": "…"}        the end: the exit status no longer matters
     {"type": "result", "is_error": true, "error": "…", "reason": "provider_overloaded",
      "retry_after_s": 120}
+    {"type": "result", "is_error": true, "error": "…", "reason": "resume_refused"}
 
 A result may bring a `session_id` and a `usage` (an object or a list) of its own; that usage is the
 whole bill. Other JSON is text like any other line.
+
+`resume_refused` is for a program that does not find the session it is to go on with, and says so
+before it has used a tool: it is started once more, without one, and told that it has been at work
+there before. That session is never offered again (R5.10).
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from understudy.daemon.backends.backend import (
     Exit,
     Failed,
     Launch,
+    ResumeRefused,
     RunSpec,
     Session,
     Text,
@@ -51,6 +57,7 @@ from understudy.daemon.backends.backend import (
 from understudy.daemon.backends.frames import Frame
 
 PROVIDER: Final = "command"
+REFUSED: Final = "resume_refused"
 
 
 @final
@@ -65,7 +72,8 @@ class Command:
         return launch_program(spec.custom_args, spec)
 
     def reader(self, spec: RunSpec) -> CommandReader:
-        return CommandReader(spec.custom_args[0] if spec.custom_args else PROVIDER, PROVIDER)
+        program = spec.custom_args[0] if spec.custom_args else PROVIDER
+        return CommandReader(program, PROVIDER, resume=spec.resume)
 
 
 def launch_program(argv: tuple[str, ...], spec: RunSpec) -> Launch:
@@ -86,14 +94,19 @@ def _variables(spec: RunSpec) -> dict[str, str]:
 
 @final
 class CommandReader:
-    """`must_conclude`: a program of ours proves its success by a result, not by its status."""
+    """`resume`: the session it was told to go on with. `must_conclude`: a program of ours proves
+    its success by a result, not by its status."""
 
-    def __init__(self, program: str, provider: str, *, must_conclude: bool = False) -> None:
+    def __init__(
+        self, program: str, provider: str, *, resume: str | None, must_conclude: bool = False
+    ) -> None:
         self._program = program
         self._provider = provider
+        self._resume = resume
         self._must_conclude = must_conclude
         self._said = Tail()
         self._bill: dict[str, Usage] = {}
+        self._tools = 0
         self._result: Frame | None = None
         self._is_torn = False
 
@@ -131,6 +144,7 @@ class CommandReader:
             case "session":
                 return [*_session(frame)]
             case "tool_use":
+                self._tools += self._result is None
                 tool_input = frame.frame("input").fields
                 return [ToolUse(frame.text("id"), frame.text("name"), tool_input)]
             case "tool_result":
@@ -167,6 +181,8 @@ class CommandReader:
         if not result.flag("is_error"):
             return Completed(_output(result) or self._said.text())
         error = result.text("error") or _output(result) or "the program reported an error"
+        if result.text("reason") == REFUSED and self._resume and not self._tools:
+            return ResumeRefused(self._resume, error)
         return Failed(
             ends.reason(result.text("reason"), FailureReason.AGENT_ERROR),
             error,

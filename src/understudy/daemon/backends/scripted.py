@@ -25,4 +25,4 @@ class Scripted:
         return launch_program((sys.executable, "-I", str(PROGRAM), *spec.custom_args), spec)
 
     def reader(self, spec: RunSpec) -> CommandReader:
-        return CommandReader("the scripted agent", PROVIDER, must_conclude=True)
+        return CommandReader("the scripted agent", PROVIDER, resume=spec.resume, must_conclude=True)
