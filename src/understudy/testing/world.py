@@ -67,7 +67,7 @@ READ: Final = (0, 0, 1)
 PINNED_LIMIT: Final = 2
 FAULTY_S: Final = 200.0
 SETTLED_TRIES: Final = 800  # of 5 s each
-LEASES: Final = Leases(alone_grace_s=120.0, running_max_s=200.0, queued_max_s=250.0)
+LEASES: Final = Leases(alone_grace_s=60.0, running_max_s=200.0, queued_max_s=250.0)
 """The long ones shortened: to wait for hours takes long even where time jumps."""
 ORPHAN_S: Final = 300.0
 SILENCE_S: Final = 150.0
@@ -189,6 +189,8 @@ class World:
     machines: list[SimulatedMachine] = field(default_factory=list)
     daemons: list[SimulatedDaemon] = field(default_factory=list)
     people: list[People] = field(default_factory=list)
+    poison: set[UUID] = field(default_factory=set)
+    """The tasks that have taken a machine down."""
 
     async def run(self) -> None:
         with _slowed(), slow_checkouts(), tapped(self.auditor):
@@ -276,9 +278,12 @@ class World:
                 machine.name,
                 nursery,
                 self.auditor,
-                scripted_agents.fate_of(self.chance, machine.name),
+                scripted_agents.fate_of(
+                    self.chance, machine.name, poison=self.poison, take_down=machine.is_taken_down
+                ),
                 boot_s=machine.boot_s,
                 epoch_s=machine.epoch_s,
+                ended=machine.agent_ended,
             )
             nursery.start_soon(machine.suffer)
             nursery.start_soon(daemon.live, nursery)
