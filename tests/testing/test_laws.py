@@ -62,6 +62,7 @@ class Made:
     limits: dict[UUID, int] = field(default_factory=lambda: {id_of("nia"): 2, id_of("bo"): 2})
     bound: dict[str, str] = field(default_factory=dict)
     workspace_of: dict[UUID, UUID] = field(default_factory=dict)
+    retired_at: dict[str, float] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         agents = {
@@ -73,7 +74,7 @@ class Made:
         return Evidence(
             self.machines, self.limits, LEASES, events, self.tasks, self.comments, self.messages,
             self.usage, agents, places, [], self.calls, self.workspace_of,
-            runtimes=self.runtimes,
+            runtimes=self.runtimes, retired_at=self.retired_at,
         )  # fmt: skip
 
     def _bound(self, name: str) -> UUID | None:
@@ -372,6 +373,17 @@ def _two_processes_overlap(made: Made) -> None:
 @breaks("a-task-is-begun-once")
 def _a_task_is_begun_again(made: Made) -> None:
     made.run(A, 51.0, 52.0)
+
+
+@breaks("a-refused-session-is-retired")
+def _a_refused_session_is_nowhere_on_record(made: Made) -> None:
+    made.machines.runs[A].offered, made.machines.runs[A].has_refused = "s1", True
+
+
+@breaks("a-retired-session-is-not-offered")
+def _another_task_is_to_continue_a_refused_session(made: Made) -> None:
+    made.retired_at["s1"] = 10.9
+    made.machines.runs[A].offered = "s1"
 
 
 @breaks("machines-keep-their-slots")
@@ -780,3 +792,26 @@ def test_nothing_of_one_workspace_is_another_s(tamper: Callable[[Made], None]) -
     assert list(broken(made.evidence())) == []
     tamper(made)
     assert any(each.startswith("workspaces-keep-apart: ") for each in broken(made.evidence()))
+
+
+@pytest.mark.parametrize(
+    ("retired_at", "begun_at", "found"),
+    [
+        (20.0, [21.0], set()),
+        (22.0, [21.0], {"a-refused-session-is-retired"}),
+        (20.0, [21.0, 31.0], {"a-task-is-begun-once"}),
+    ],
+)
+def test_who_would_not_continue_is_replaced_once_and_when_that_is_on_record(
+    retired_at: float, begun_at: list[float], found: set[str]
+) -> None:
+    """R5.10"""
+    made = lawful()
+    refuser = made.machines.runs[A]
+    refuser.offered, refuser.has_refused, refuser.has_finished = "s1", True, False
+    refuser.spans = [(12.1, 19.0)]
+    made.retired_at["s1"] = retired_at
+    for begins in begun_at:
+        told = {"has_finished": True, "is_acknowledged": True, "is_afresh": True}
+        made.run(A, begins, begins + 5.0, **told)
+    assert {violation.partition(": ")[0] for violation in broken(made.evidence())} == found

@@ -18,28 +18,42 @@ import trio
 from understudy.core.lifecycle import Move, Status
 from understudy.core.records import Priority
 from understudy.daemon import reports, rundir
-from understudy.daemon.backends.backend import Completed, Event, Failed, RunSpec, Verdict
+from understudy.daemon.backends.backend import (
+    Completed,
+    Event,
+    Failed,
+    ResumeRefused,
+    RunSpec,
+    Verdict,
+)
 from understudy.daemon.backends.command import CommandReader
 from understudy.daemon.backends.frames import RESULT_LINE
 from understudy.daemon.backends.scripted import Scripted
 from understudy.daemon.kept import Kept
 from understudy.daemon.lines import Line, LineSplitter
-from understudy.daemon.record import RunOrder, write_order
+from understudy.daemon.record import RunOrder, read_order, write_order
 from understudy.daemon.rundir import Spec, write_record
 from understudy.daemon.transcript import message_of
 from understudy.testing.auditor import Auditor
 from understudy.testing.chance import Chance
 from understudy.testing.clock import run_virtual
 from understudy.testing.evidence import Run
-from understudy.testing.scripted_agents import ENDS, MISSING, QUIRKS, draw, fate_of
+from understudy.testing.scripted_agents import (
+    ENDS,
+    MISSING,
+    QUIRKS,
+    SESSION_REFUSED,
+    draw,
+    fate_of,
+)
 from understudy.testing.simulated_keepers import Keepers
-from understudy.testing.simulated_process import Script
+from understudy.testing.simulated_process import PRIOR_SESSION, Script
 from understudy.testing.virtual_process import suspendable
 from understudy.wire.daemon import AgentBrief, ClaimedTask
 
 AGENTS: Final = 150
 HOUR_S: Final = 3600.0
-KINDS: Final = {*ENDS, MISSING, *QUIRKS}
+KINDS: Final = {*ENDS, MISSING, *QUIRKS, SESSION_REFUSED}
 
 
 def claimed(number: int) -> ClaimedTask:
@@ -93,9 +107,13 @@ class Played:
                 keepers.kill_all()
 
     def _prepare(self, number: int) -> Path:
+        """Every second one is to continue a session."""
         task, run_dir = claimed(number), self.root / f"{number}"
-        write_order(run_dir, RunOrder(task=task, spec=RunSpec("", "/", str(run_dir), {})))
-        spec = Spec(str(task.id), [], "/", {}, "go", close_stdin=True, done=RESULT_LINE)
+        resume = f"session-{number}" if number % 2 else None
+        order = RunOrder(task=task, spec=RunSpec("", "/", str(run_dir), {}, resume=resume))
+        write_order(run_dir, order)
+        env = {} if resume is None else {PRIOR_SESSION: resume}
+        spec = Spec(str(task.id), [], "/", env, "go", close_stdin=True, done=RESULT_LINE)
         spec = spec._replace(max_s=HOUR_S, orphan_s=2 * HOUR_S, spool_max=2 << 20)
         write_record(run_dir / rundir.SPEC, spec)
         return run_dir
@@ -123,7 +141,9 @@ def played(request: pytest.FixtureRequest) -> Iterator[Played]:
 
 
 def read(kept: Kept) -> tuple[list[Event], CommandReader]:
-    splitter, reader = LineSplitter(), Scripted().reader(RunSpec("", "/", "/", {}))
+    order = read_order(kept.run_dir)
+    assert order is not None
+    splitter, reader = LineSplitter(), Scripted().reader(order.spec)
     pieces = [*splitter.feed((kept.run_dir / rundir.OUT).read_bytes())]
     lines = [piece.text for piece in pieces if isinstance(piece, Line)]
     torn = splitter.finish()
@@ -159,8 +179,12 @@ def test_the_verdict_is_what_the_agent_claims(played: Played) -> None:
                 assert (run.has_finished, run.reason, run.output) == (True, None, output), kind
             case Failed(reason=reason, retry_after_s=retry_after_s) if run.has_finished:
                 assert (run.reason, run.retry_after_s) == (reason, retry_after_s), kind
+            case ResumeRefused(session_id=offered):
+                told = (run.offered, run.has_refused, run.has_finished)
+                assert told == (offered, True, False), kind
             case _:
                 assert kept.exit().why in {"max_time", "spool_full"}, kind
+                assert not run.has_refused, kind
 
 
 def test_what_is_missing_is_said_and_was_never_at_work(played: Played) -> None:
@@ -174,7 +198,8 @@ def test_what_is_missing_is_said_and_was_never_at_work(played: Played) -> None:
 
 def test_every_kind_of_agent_comes_up_and_most_are_honest() -> None:
     chance = Chance(1)
-    kinds = [draw(chance, f"machine-0/agent {number}").kind for number in range(1500)]
+    places = [f"machine-0/agent {number}" for number in range(1500)]
+    kinds = [draw(chance, place, is_to_resume=True).kind for place in places]
     seen = {name for kind in kinds for name in kind.split(", ")}
     assert seen == {kind.name for kind in KINDS} | {"honest"}
     assert sum(any(end.name in kind for end in ENDS) for kind in kinds) < len(kinds) / 2

@@ -25,6 +25,7 @@ from understudy.testing import (
     laws_of_rest,
     laws_of_retries,
     laws_of_runs,
+    laws_of_sessions,
     laws_of_tasks,
     laws_of_words,
     laws_of_workspaces,
@@ -34,8 +35,9 @@ from understudy.testing.laws import enacted_in
 from understudy.testing.streams import MemoryStream
 
 BOOKS: Final = (
-    laws_of_tasks, laws_of_retries, laws_of_limits, laws_of_patience, laws_of_runs, laws_of_calls,
-    laws_of_words, laws_of_workspaces, laws_of_explanations, laws_of_rest,
+    laws_of_tasks, laws_of_retries, laws_of_limits, laws_of_patience, laws_of_runs,
+    laws_of_sessions, laws_of_calls, laws_of_words, laws_of_workspaces, laws_of_explanations,
+    laws_of_rest,
 )  # fmt: skip
 ALL: Final = [law for book in BOOKS for law in enacted_in(book)]
 LAWS: Final = {law.name: f"{law.sentence} ({law.rules})" for law in ALL}

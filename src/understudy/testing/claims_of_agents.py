@@ -36,15 +36,18 @@ class Said:
         match fields.get("type"):
             case "usage":
                 self._run.tokens += _tokens(fields)
-            case "result" if not self._run.has_finished:
+            case "result" if not self._run.has_concluded:
                 self._conclude(fields)
         return _weight_of(line, fields)
 
     def _conclude(self, fields: dict[str, Any]) -> None:
         run = self._run
-        run.has_finished = True
         if "usage" in fields:
             run.tokens = _tokens(fields["usage"])
+        run.has_refused = run.offered is not None and fields.get("reason") == "resume_refused"
+        run.has_finished = not run.has_refused
+        if run.has_refused:
+            return
         run.output = as_stored(fields.get("output", ""))
         if fields.get("is_error"):
             told = fields.get("reason", "")
@@ -54,7 +57,7 @@ class Said:
 
 def conclude_from_status(run: Run, status: int) -> None:
     """Of an agent that has ended without a word about it, unstopped; negative: by that signal."""
-    if not run.has_finished:
+    if not run.has_concluded:
         run.has_finished = True
         if status < 0 or status in AS_SHELLS_TELL_SIGNALS:
             run.reason = "agent_killed"

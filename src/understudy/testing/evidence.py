@@ -52,8 +52,12 @@ class Run:
     """Its report was answered, one way or the other."""
     is_forgotten: bool = False
     """Its machine lost what it knew of it: its disk, or what it had not synced of its spool."""
+    offered: str | None = None
+    """The session that it was to continue."""
+    has_refused: bool = False
+    """To continue it: that is no end, another one begins afresh in its place (R5.10)."""
     is_afresh: bool = False
-    """In place of one that would not continue its session (R5.10)."""
+    """In place of one that has refused."""
     earlier: Run | None = None
     """The one before it, for the same task."""
 
@@ -64,6 +68,10 @@ class Run:
     @property
     def ended_at(self) -> float:
         return self.spans[-1][1]
+
+    @property
+    def has_concluded(self) -> bool:
+        return self.has_finished or self.has_refused
 
     def goes_on(self, now: float) -> None:
         self.spans.append((now, math.inf))
@@ -198,6 +206,8 @@ class Evidence:
     workspace_of: Mapping[UUID, UUID] = field(default_factory=dict)
     """By the id of anything; a workspace's own is its own."""
     runtimes: Sequence[Row] = ()
+    retired_at: Mapping[str, float] = field(default_factory=dict)
+    """Since when which session is on record as one that was refused."""
 
     def are_apart(self, *ids: UUID) -> bool:
         """Whether they are of more than one workspace."""
@@ -265,6 +275,7 @@ async def gather(
     issues = await fetch("select * from understudy.issues order by number")
     calls = await fetch("select * from understudy.calls order by created_at, comment_id")
     runtimes = await fetch("select * from understudy.runtimes order by id")
+    refused = await fetch("select session_id, created_at from understudy.refused_sessions")
     owned = {r["id"]: r["workspace_id"] for r in (*tasks, *comments, *agents, *issues, *runtimes)}
     return Evidence(
         machines,
@@ -281,6 +292,7 @@ async def gather(
         [row.as_dict() for row in calls],
         owned | {each: each for each in owned.values()},
         [row.as_dict() for row in runtimes],
+        {row["session_id"]: seconds(row["created_at"]) for row in refused},
     )
 
 

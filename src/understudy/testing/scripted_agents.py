@@ -18,7 +18,7 @@ from understudy.daemon.rundir import Spec
 from understudy.testing.chance import Chance
 from understudy.testing.faults import Kind, kind
 from understudy.testing.simulated_keepers import Fate
-from understudy.testing.simulated_process import Agent, Script
+from understudy.testing.simulated_process import PRIOR_SESSION, Agent, Script
 from understudy.wire.daemon import ClaimedTask
 
 T = TypeVar("T")
@@ -87,6 +87,9 @@ RESULT_TWICE = kind("agent-result-twice", 0.05, "an agent: a second result, whic
 USAGE_TWICE = kind("agent-usage-twice", 0.05, "an agent: a result with a usage of its own")
 SESSION_LATE = kind("agent-session-late", 0.1, "an agent: tells its session just before its end")
 SESSION_NEVER = kind("agent-session-never", 0.1, "an agent: tells no session")
+SESSION_REFUSED = kind(
+    "agent-session-refused", 0.5, "an agent that is to continue a session: refuses to"
+)
 COMPLAINS = kind("agent-complains", 0.05, "an agent: prints on stderr")
 
 QUIRKS: Final = (
@@ -111,7 +114,8 @@ def fate_of(
 
     def fate(task: ClaimedTask, spec: Spec, _earlier: int) -> Script:
         place = f"{machine}/agent {next(ordinals)}"
-        script = draw(chance, place, take_down, is_fatal=task.parent_task_id in fatal)
+        is_fatal, is_to_resume = task.parent_task_id in fatal, PRIOR_SESSION in spec.env
+        script = draw(chance, place, take_down, is_fatal=is_fatal, is_to_resume=is_to_resume)
         if CRASHES_HOST.name in script.kind:
             fatal.add(task.id)
         return script
@@ -125,14 +129,17 @@ def draw(
     take_down: Callable[[], object] = lambda: None,
     *,
     is_fatal: bool = False,
+    is_to_resume: bool = False,
 ) -> Script:
     # Each site is visited once, so to mute one kind moves no other.
-    struck = [each for each in (*ENDS, MISSING, *QUIRKS) if chance.befalls(place, each)]
+    drawn = (*ENDS, MISSING, *QUIRKS, *([SESSION_REFUSED] if is_to_resume else []))
+    struck = [each for each in drawn if chance.befalls(place, each)]
     struck += [CRASHES_HOST] if is_fatal and CRASHES_HOST not in struck else []
     worker = Worker(chance, place, frozenset(struck), take_down)
+    play = worker.refuse if SESSION_REFUSED in struck else worker.play
     name = ", ".join(each.name for each in struck) or "honest"
     error = f"[Errno 2] No such file or directory: {place!r}" if MISSING in struck else None
-    return Script(name, worker.play, cannot_start=error)
+    return Script(name, play, cannot_start=error)
 
 
 @final
@@ -222,6 +229,13 @@ class Worker:
         reason = self.pick("reason", REASONS)
         fields = {"reason": reason, "error": f"it is a case of {reason}{self._poison()}"}
         agent.say("result", is_error=True, **fields, **self._retry(reason), **self._bill())
+        return await self._leave(agent, 1)
+
+    async def refuse(self, agent: Agent) -> int:
+        self._arm(agent)
+        await agent.sleep(self.pick("looks for", TOOL_S))
+        fields = {"reason": "resume_refused", "error": f"no such session{self._poison()}"}
+        agent.say("result", is_error=True, **fields, **self._bill())
         return await self._leave(agent, 1)
 
     def _retry(self, reason: str) -> dict[str, int | None]:

@@ -28,7 +28,14 @@ from understudy.daemon.record import AFRESH, read_order
 from understudy.daemon.rundir import LOG, Spec
 from understudy.testing.evidence import Run
 from understudy.testing.simulated_keeper import SimulatedKeeper
-from understudy.testing.simulated_process import Agent, AwakeClock, Home, ProcessTable, Script
+from understudy.testing.simulated_process import (
+    PRIOR_SESSION,
+    Agent,
+    AwakeClock,
+    Home,
+    ProcessTable,
+    Script,
+)
 from understudy.testing.virtual_process import VirtualProcess, bury
 from understudy.wire.daemon import ClaimedTask
 
@@ -153,5 +160,7 @@ class Keepers:
         task = order.task
         script = self.fate(task, spec, self._begun[task.id])
         self._begun[task.id] += 1
-        brief, is_afresh = task.trigger_comment_content or "", run_dir.name == AFRESH
-        return Run(task, self.machine, "", brief=brief, is_afresh=is_afresh), script
+        brief, offered = task.trigger_comment_content or "", spec.env.get(PRIOR_SESSION)
+        is_afresh = run_dir.name == AFRESH
+        run = Run(task, self.machine, "", brief=brief, offered=offered, is_afresh=is_afresh)
+        return run, script

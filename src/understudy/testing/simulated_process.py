@@ -23,6 +23,7 @@ from understudy.testing.virtual_process import VirtualProcess
 PID_FIRST: Final = 10_000_000
 """Beyond what a kernel gives out: a signal that strays to the real machine finds nobody."""
 TICKS_PER_S: Final = 100
+PRIOR_SESSION: Final = "UNDERSTUDY_PRIOR_SESSION_ID"
 CLOSE_S: Final = 1e-6
 
 
@@ -203,7 +204,7 @@ class Agent:
 
     @property
     def prior_session(self) -> str | None:
-        return self.spec.env.get("UNDERSTUDY_PRIOR_SESSION_ID")
+        return self.run.offered
 
     async def live(self, play: Play) -> None:
         await self._stay_dead()
