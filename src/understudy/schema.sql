@@ -1714,18 +1714,24 @@ create function understudy.is_heard(it understudy.tasks) returns boolean languag
   select it.status in ('dispatched', 'running') or understudy.was_given_up(it)
 $$;
 
--- R5.8: stored the moment the agent reveals them.
+-- R5.8: stored the moment the agent reveals them. That a session is dead is noted whatever has become
+-- of the task: the next one is not to be offered it (R5.10).
 create function understudy.pin_session(
   p_workspace uuid, p_task uuid, p_token uuid, p_session text, p_work_dir text, p_refused_session text
 ) returns table (outcome text, task understudy.tasks) language plpgsql as $$
 begin
-  update understudy.tasks t
-    set session_id = coalesce(p_session, session_id), work_dir = coalesce(p_work_dir, work_dir)
-    where id = p_task and workspace_id = p_workspace and understudy.is_heard(t)
-      and understudy.may_tell(t, p_token)
-    returning * into task;
+  select * into task from understudy.tasks t
+    where id = p_task and workspace_id = p_workspace and understudy.may_tell(t, p_token)
+    for no key update;
   if found then
     perform understudy.refuse_session(task.id, p_refused_session);
+  end if;
+  update understudy.tasks
+    set session_id = coalesce(nullif(p_session, p_refused_session), session_id),
+        work_dir = coalesce(p_work_dir, work_dir)
+    where id = task.id and understudy.is_heard(task)
+    returning * into task;
+  if found then
     outcome := 'moved'; return next; return;
   end if;
   return query select * from understudy.refusal(p_workspace, p_task, p_token, '{}');

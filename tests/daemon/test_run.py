@@ -932,11 +932,14 @@ async def resuming(bench: Bench, tmp_path: Path, script: str = CLAUDE) -> None:
     claude.chmod(0o755)
     bench.shop.found = {"claude": Found("claude", str(claude), "2.1.197")}
     agent = msgspec.structs.replace(bench.task.agent, custom_args=[])
+    bench.task = msgspec.structs.replace(bench.task, provider="claude", agent=agent)
+    await worked_before(bench)
+
+
+async def worked_before(bench: Bench) -> None:
     issue_id = uuid.uuid4()
     issue = IssueBrief(id=issue_id, key="UND-7", title="Fix the login page")
-    bench.task = msgspec.structs.replace(
-        bench.task, provider="claude", agent=agent, issue=issue, issue_id=issue_id
-    )
+    bench.task = msgspec.structs.replace(bench.task, issue=issue, issue_id=issue_id)
     earlier = msgspec.structs.replace(bench.task, id=uuid.uuid4())
     work = await prepare(work_order(earlier), bench.shop.repositories)
     work.claim.close()
@@ -982,6 +985,21 @@ async def test_what_a_refused_session_said_and_cost_is_kept(bench: Bench, tmp_pa
     assert [bench.server.said[n].content for n in range(2)] == ["hello", "done"]
     assert [(each.input_tokens, each.output_tokens) for each in bench.server.usage] == [(13, 24)]
     assert bench.server.status == "complete"
+
+
+REFUSAL = '{"type":"result","is_error":true,"reason":"resume_refused","error":"never seen"}'
+
+
+async def test_who_has_lost_its_task_tells_of_a_refused_session_nevertheless(bench: Bench) -> None:
+    """R5.10: nobody is to be offered it again, whatever has become of the task."""
+    say = f"echo started >> $STARTS; echo '{REFUSAL}'; echo not there; exec sleep 600"
+    bench.task.agent.custom_args[:] = ["sh", "-c", say]
+    await worked_before(bench)
+    bench.server.refuse("messages", FENCED)
+    assert await bench.run(bench.task)
+    assert set(bench.server.retired) == {"dead"}
+    assert bench.times_started() == 1
+    assert_clean(bench)
 
 
 async def test_a_run_stopped_between_a_refused_session_and_its_fresh_start_is_over(

@@ -168,8 +168,9 @@ async def rerun(story: Story) -> Act:
 
 async def refuse_a_session(story: Story) -> Act:
     claim = await story.running()
-    told = {"session_id": "s1", "work_dir": "/w", "refused_session": "s1"}
-    return partial(tasks.pin_session, story.database, held(claim), **told)
+    pin = partial(tasks.pin_session, story.database, held(claim), work_dir="/w")
+    await pin(session_id="s1")
+    return partial(pin, session_id="s2", refused_session="s1")
 
 
 async def speak(story: Story) -> Act:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
@@ -187,6 +189,36 @@ async def test_a_session_that_was_refused_once_is_never_offered_again(
     assert (await offered(story, issue))[0] == expected
     rows = await story.database.pool.fetch("select session_id from understudy.refused_sessions")
     assert [row["session_id"] for row in rows] == ["s1"]
+
+
+async def test_what_was_refused_is_retired_though_its_task_is_over(story: Story) -> None:
+    """R5.10: its machine was cut off when its CLI refused, and the task cancelled meanwhile."""
+    issue = await ran(story)
+    await story.rerun(issue)
+    claim = await story.running(issue)
+    assert claim.prior_session_id == "s1"
+    await pin(story, claim)
+    await story.cancel(claim.id)
+    await story.stop(claim)
+    told = await tasks.pin_session(
+        story.database, held(claim), session_id="s2", work_dir="/x", refused_session="s1"
+    )
+    assert told.outcome is Outcome.FENCED
+    assert await story.column("session_id", claim.id) is None
+    await story.later(1)
+    assert await offered(story, issue) == (None, "/w")
+
+
+async def test_who_does_not_hold_a_task_retires_no_session_of_it(story: Story) -> None:
+    """R3.7, R5.10"""
+    issue = await ran(story)
+    claim = await story.running(await story.assigned("Another"))
+    stranger = replace(held(claim), claim_token=uuid4())
+    told = await tasks.pin_session(
+        story.database, stranger, session_id=None, work_dir=None, refused_session="s1"
+    )
+    assert told.outcome is Outcome.FENCED
+    assert (await offered(story, issue))[0] == "s1"
 
 
 async def test_a_refused_id_that_comes_back_in_a_report_is_not_offered(story: Story) -> None:

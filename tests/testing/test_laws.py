@@ -812,6 +812,6 @@ def test_who_would_not_continue_is_replaced_once_and_when_that_is_on_record(
     refuser.spans = [(12.1, 19.0)]
     made.retired_at["s1"] = retired_at
     for begins in begun_at:
-        told = {"has_finished": True, "is_acknowledged": True, "is_afresh": True}
-        made.run(A, begins, begins + 5.0, **told)
+        run = made.run(A, begins, begins + 5.0, is_afresh=True)
+        run.has_finished = run.is_acknowledged = True
     assert {violation.partition(": ")[0] for violation in broken(made.evidence())} == found

@@ -82,10 +82,13 @@ class Hold:
             logger.warning("task %s: its session was not taken: %s", self._id, refused)
 
     async def retire(self, session_id: str) -> None:
-        """Its CLI would not continue it: it is never to be offered again (R5.10)."""
+        """Its CLI would not continue it: it is never to be offered again, to this task or to the
+        next, so it is told even if the claim is void (R5.10)."""
         body = wire.Session(claim_token=self._token, refused_session_id=session_id)
         try:
-            await self._tell("session", body)
+            await self._deliver("session", body)
+        except Disowned as disowned:
+            logger.info("task %s: its dead session comes late: %s", self._id, disowned)
         except LinkRefused as refused:
             logger.warning("task %s: a dead session was not taken: %s", self._id, refused)
 
