@@ -17,6 +17,7 @@ from understudy.config import DaemonConfig
 from understudy.core.leases import Leases
 from understudy.core.tree import Branch
 from understudy.daemon import trust
+from understudy.daemon.identity import Identity
 from understudy.daemon.link import Link
 from understudy.daemon.main import Daemon, run_daemon
 from understudy.daemon.outbox import Outbox, Report
@@ -109,7 +110,7 @@ async def machine(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Machin
             trust=Trust(math.inf),
             environment=desk.env,
         )
-        yield Machine(desk, path, shop, Daemon(config, shop))
+        yield Machine(desk, path, shop, Daemon(config, Identity(path), shop))
         nursery.cancel_scope.cancel()
 
 

@@ -109,6 +109,7 @@ class Cast:
                 row.workspace_id, row.daemon_id, row.provider, trio.current_time()
             )
             self._places.setdefault(presence.place, Place()).join(row.id, presence)
+        self._presences[row.id].registered_by(row.incarnation)
         if row.node_id == self.node_id:
             self._presences[row.id].is_ours = True
         return await self.runtimes.find(row.id)
@@ -174,7 +175,19 @@ class Cast:
                 self.database, runtime_id, self.node_id, heard_at=presence.heard_at
             )
             presence.is_ours = row is not None and row.node_id == self.node_id
+            if row is not None:
+                presence.registered_by(row.incarnation)
         return presence is not None and presence.is_ours
+
+    async def is_of(self, runtime_id: UUID, incarnation: str | None) -> bool:
+        """Whether this process of its daemon has registered it; None is an older daemon's."""
+        await self.own(runtime_id)
+        return incarnation is None or self.incarnation(runtime_id) in {None, incarnation}
+
+    def incarnation(self, runtime_id: UUID) -> str | None:
+        """That which has registered it, as far as is known here."""
+        presence = self._presences.get(runtime_id)
+        return presence.incarnation if presence is not None else None
 
     def trust_s(self, runtime_id: UUID) -> float:
         """For how long, from now, nobody else is given what this runtime works on (R4.11).

@@ -25,6 +25,8 @@ class Presence:
     daemon_id: str
     provider: str
     heard_at: float
+    incarnation: str | None = None
+    """The process of its daemon that has registered it."""
     is_ours: bool = False
     """The row says that this node attends it. Who is heard and is not ours is taken over."""
     link: Link | None = None
@@ -52,6 +54,12 @@ class Presence:
         link = self.link
         has_room = link is not None and (link.may_have_room or not link.is_credited)
         return has_room and not self.is_hinted and self.changes_seen < changes
+
+    def registered_by(self, incarnation: str | None) -> None:
+        """Another process's link is that of one that is over, or of a copy."""
+        if self.incarnation not in {None, incarnation}:
+            self.link = None
+        self.incarnation = incarnation
 
     def next_expiry(self) -> float:
         return min(self.claims.values(), default=math.inf)

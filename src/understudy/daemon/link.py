@@ -94,11 +94,13 @@ class Link:
         dice: Random,
         poll: Poll | None = None,
         transport: Transport = "auto",
+        incarnation: str | None = None,
     ) -> None:
         self._dial = dial
         self._poll = poll
         self._ways = Ways(transport if poll else "websocket")
         self._heartbeat_s = heartbeat_s
+        self._incarnation = incarnation
         self._dice = dice
         self._session: Session | None = None
         self._changed = trio.Event()
@@ -257,7 +259,8 @@ class Link:
             await trio.sleep(self._heartbeat_s)
             asked_at = trust.now()
             with _patiently("a heartbeat"):
-                heard = await self.call("heartbeats", Heartbeats(runtime_ids=self.runtime_ids))
+                beat = Heartbeats(runtime_ids=self.runtime_ids, incarnation=self._incarnation)
+                heard = await self.call("heartbeats", beat)
             assert isinstance(heard, HeartbeatsHeard)
             host.trusted(asked_at, heard.trust_s)
             host.stop([each.task_id for each in heard.cancelled])

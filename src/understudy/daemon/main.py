@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import sqlite3
-from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from signal import Signals
 from typing import Final, final
 from uuid import UUID
 
 import trio
+from msgspec import UNSET
 
 from understudy.actors.mailbox import ActorGone
 from understudy.actors.troupe import Troupe
@@ -24,12 +23,11 @@ from understudy.core.restarts import CannotStart, RestartPolicy
 from understudy.core.secrets import Secrets, confided
 from understudy.core.tree import Branch
 from understudy.daemon import record, run, trust
-from understudy.daemon.files import replace_file
 from understudy.daemon.git import Git
+from understudy.daemon.identity import TAKEN, TAKEN_S, Identity, alone
 from understudy.daemon.link import Dial, Link, Shutout, dial
-from understudy.daemon.locks import take_lock
-from understudy.daemon.machine import here, new_id
-from understudy.daemon.outbox import Outbox, OutboxBusy
+from understudy.daemon.machine import here
+from understudy.daemon.outbox import Outbox, open_outbox
 from understudy.daemon.outcomes import LinkLost, LinkRefused
 from understudy.daemon.polling import Poll, poll
 from understudy.daemon.probe import Found, probe_forever
@@ -37,7 +35,7 @@ from understudy.daemon.repositories import Repositories
 from understudy.daemon.run import RunActor
 from understudy.daemon.rundir import sync_directory
 from understudy.daemon.slots import Slots
-from understudy.daemon.status import LOCK, STATUS, DaemonStatus, status_of, write_status
+from understudy.daemon.status import STATUS, DaemonStatus, status_of, write_status
 from understudy.daemon.stopping import SIGNALS, Ending, Stopping
 from understudy.daemon.tidying import tidy_forever
 from understudy.daemon.trust import Trust
@@ -77,18 +75,20 @@ async def run_daemon(
     is added to `secrets`.
     """
     config.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(config.path), _outbox(config.path) as outbox:
+    with alone(config.path), open_outbox(config.path / "outbox.db") as outbox:
         (config.path / STATUS).unlink(missing_ok=True)  # It speaks of another process.
+        identity = Identity(config.path)
         link = Link(
             dialer or dial(config),
             heartbeat_s=config.leases.heartbeat_s,
             dice=here().dice,
             poll=poller or (None if dialer else poll(config)),
             transport=config.transport,
+            incarnation=identity.incarnation,
         )
         shop = _workshop(config, link, outbox)
         shop.secrets = secrets or shop.secrets
-        daemon = Daemon(config, shop)
+        daemon = Daemon(config, identity, shop)
         async with open_children(stop_s=STOP_S) as children:
             probe = partial(
                 probe_forever, partial(here().find_clis, config.search_path), daemon.found
@@ -125,40 +125,18 @@ def _workshop(config: DaemonConfig, link: Link, outbox: Outbox) -> Workshop:
     )
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One daemon for each directory; the lock goes with the process, however it ends."""
-    lock = take_lock(path / LOCK)
-    if lock is None:
-        raise CannotStart(f"a daemon runs in {path} already: `understudy daemon status` shows it")
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _outbox(path: Path) -> Iterator[Outbox]:
-    try:
-        with Outbox(path / "outbox.db") as outbox:
-            yield outbox
-    except OutboxBusy:
-        raise CannotStart(f"{path / 'outbox.db'} is in use by another program") from None
-    except sqlite3.OperationalError as error:  # A full disk, say.
-        raise CannotStart(f"{path / 'outbox.db'} cannot be used: {error}") from error
-
-
 @final
 class Daemon:
     """What the link asks of us (`Host`), and the runs."""
 
     runs: Troupe[run.Message]
 
-    def __init__(self, config: DaemonConfig, workshop: Workshop) -> None:
+    def __init__(self, config: DaemonConfig, identity: Identity, workshop: Workshop) -> None:
         self._config = config
         self._shop = workshop
-        self._daemon_id = _identity(config.path / "daemon_id")
-        self._incarnation = new_id().hex
+        self._identity = identity
+        self._taken: str | None = None
+        """Why another machine has our name, in words."""
         self._pushed: dict[UUID, ClaimedTask] = {}
         self._nursery: trio.Nursery | None = None
         self._shutout: str | None = None
@@ -224,6 +202,7 @@ class Daemon:
         count their time from now, and they from when the server was last heard (R4.11)."""
         runtime_ids = [str(each) for each in self._shop.runtimes]
         is_left = self._shop.slots.is_idle and self._stopping.ending is not Ending.RESTART
+        is_left &= self._taken is None
         if is_left and runtime_ids and self._shop.link.is_up:
             leave = Deregister(runtime_ids=runtime_ids)
             with trio.move_on_after(LEAVE_S, shield=True), suppress(LinkLost, LinkRefused):
@@ -249,10 +228,28 @@ class Daemon:
         asked_at = trust.now()
         answer = await self._shop.link.call("register", self._registration())
         assert isinstance(answer, Registered)
+        self.stop([UUID(task_id) for task_id, said in answer.verdicts.items() if said == "stop"])
+        if answer.taken_by is not UNSET:
+            self._note_taken(answer.taken_by)
+            return []
+        self._taken = None
+        self._identity.registered()
         self._shop.runtimes = {each.id: each.provider for each in answer.runtimes}
         self.trusted(asked_at, answer.trust_s)
-        self.stop([UUID(task_id) for task_id, said in answer.verdicts.items() if said == "stop"])
         return [each.id for each in answer.runtimes if each.status == "online"]
+
+    def _note_taken(self, device: str) -> None:
+        """What runs here goes on under its claims, and is reported; nothing new comes (R6.2)."""
+        is_news, self._taken = self._taken is None, TAKEN.format(device, self._config.path)
+        if is_news:
+            logger.error("%s", self._taken)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._wait_name)
+
+    async def _wait_name(self) -> None:
+        while self._taken is not None:
+            await trio.sleep(TAKEN_S)
+            self._shop.link.register_again()
 
     def trusted(self, asked_at: float, trust_s: Mapping[UUID, float]) -> None:
         self._shop.trust.promise(asked_at, trust_s)
@@ -260,10 +257,11 @@ class Daemon:
     def _registration(self) -> Register:
         return Register(
             workspace_id=self._config.workspace_id,
-            daemon_id=self._daemon_id,
+            daemon_id=self._identity.daemon_id,
             device_name=platform.node() or "this machine",
             cli_version=VERSION,
-            incarnation=self._incarnation,
+            incarnation=self._identity.incarnation,
+            after=self._identity.after,
             runtimes=[
                 RuntimeOffer(
                     type=each.provider,
@@ -371,16 +369,16 @@ class Daemon:
         return DaemonStatus(
             pid=os.getpid(),
             server=self._config.server,
-            daemon_id=self._daemon_id,
+            daemon_id=self._identity.daemon_id,
             version=VERSION,
-            is_linked=self._shop.link.is_up,
+            is_linked=self._shop.link.is_up and self._taken is None,
             slots=self._shop.slots.total,
             slots_free=self._shop.slots.free,
             reports_waiting=len(self._shop.outbox.claims()),
             found={each.provider: each.problem for each in self._shop.found.values()},
             runs=runs,
-            incarnation=self._incarnation,
-            trouble=self._shop.link.trouble,
+            incarnation=self._identity.incarnation,
+            trouble=self._taken or self._shop.link.trouble,
             ending=self._stopping.ending,
             is_child=has_parent(),
             disk=self._shop.disk,
@@ -391,10 +389,3 @@ class Daemon:
 
 def _token(text: str) -> UUID | None:
     return None if text == str(None) else UUID(text)
-
-
-def _identity(path: Path) -> str:
-    """Stable across restarts: the server tells machines apart by it."""
-    if not path.exists():
-        replace_file(path, str(new_id()))
-    return path.read_text().strip()

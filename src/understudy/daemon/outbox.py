@@ -7,10 +7,13 @@ are two calls per run, and nothing may overtake them anyway.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, final
 
+from understudy.core.restarts import CannotStart
 from understudy.daemon.rundir import sync_directory
 
 FORMAT: Final = 1
@@ -144,3 +147,15 @@ class Outbox:
             self._database.execute(f"pragma user_version = {FORMAT}")
         elif version != FORMAT:
             raise UnknownFormat(f"the outbox has format {version}, not {FORMAT}")
+
+
+@contextmanager
+def open_outbox(path: Path) -> Iterator[Outbox]:
+    """That of a daemon that is about to start."""
+    try:
+        with Outbox(path) as outbox:
+            yield outbox
+    except OutboxBusy:
+        raise CannotStart(f"{path} is in use by another program") from None
+    except sqlite3.OperationalError as error:  # A full disk, say.
+        raise CannotStart(f"{path} cannot be used: {error}") from error

@@ -76,6 +76,7 @@ class Desk:
                 request.device_name.strip(),
                 request.incarnation,
                 self._cast.node_id,
+                None if request.after is None else frozenset(request.after),
             ),
             _offers(request),
         )
@@ -85,7 +86,7 @@ class Desk:
             self._cast.heard(row.id)
         verdicts: dict[str, wire.Verdict] = {}
         if request.inventory is not None:
-            verdicts = await self._take_stock(done, request.inventory)
+            verdicts = await self._take_stock(workspace_id, done, request.inventory)
         self._cast.committed(None)
         return wire.Registered(
             runtimes=[
@@ -95,6 +96,7 @@ class Desk:
             repos=await self._repositories(workspace_id),
             verdicts=verdicts,
             trust_s={row.id: self._cast.trust_s(row.id) for row in rows},
+            taken_by=UNSET if done.taken_by is None else done.taken_by,
         )
 
     async def _check(self, machine: Machine, request: wire.Register) -> UUID:
@@ -109,13 +111,12 @@ class Desk:
         return machine.workspace_id
 
     async def _take_stock(
-        self, done: runtimes.Registered, inventory: wire.Inventory
+        self, workspace_id: UUID, done: runtimes.Registered, inventory: wire.Inventory
     ) -> dict[str, wire.Verdict]:
         """R6.2. What is finished is always sent: a replay repeats nothing, a stale one hears so.
 
         What is to be stopped is still there until the machine says otherwise (R7.1).
         """
-        workspace_id = done.runtimes[0].workspace_id
         asked = [each.task_id for each in inventory.running]
         found = await tasks.in_flight(self._database, workspace_id, asked)
         held = [
@@ -173,7 +174,11 @@ class Desk:
     async def _heartbeats(
         self, machine: Machine, _: UUID, request: wire.Heartbeats
     ) -> wire.HeartbeatsHeard:
-        gone = [each for each in request.runtime_ids if not await self._hear(machine, each)]
+        gone = [
+            each
+            for each in request.runtime_ids
+            if not await self._hear_of(machine, each, request.incarnation)
+        ]
         here = [each for each in request.runtime_ids if each not in gone]
         return wire.HeartbeatsHeard(
             gone=gone,
@@ -207,6 +212,11 @@ class Desk:
         except ValueError:
             return None
         return identity if await self._hear(machine, identity) else None
+
+    async def _hear_of(self, machine: Machine, runtime_id: UUID, incarnation: str | None) -> bool:
+        """False too where another process has registered it since: that has to be told apart."""
+        is_heard = await self._hear(machine, runtime_id)
+        return is_heard and await self._cast.is_of(runtime_id, incarnation)
 
     async def _hear(self, machine: Machine, runtime_id: UUID) -> bool:
         if self._cast.workspace_of(runtime_id) == machine.workspace_id:

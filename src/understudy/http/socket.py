@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 import trio
+from msgspec import UNSET
 from quart import Blueprint, Response, websocket, wrappers
 
 from understudy.actors.link import Link
@@ -80,7 +81,8 @@ class Conversation:
         self._desk = desk
         self._machine = auth.Machine(machine.workspace_id, fence="full")
         self._link = Link()
-        self._runtimes: set[UUID] = set()
+        self._runtimes: dict[UUID, str | None] = {}
+        """Each with the process that had registered it, when this connection did."""
         self._room = trio.Semaphore(AT_WORK_MAX)
 
     async def run(self) -> None:
@@ -129,18 +131,30 @@ class Conversation:
             done = await self._desk.answer(self._machine, call.call, call.subject, bytes(call.body))
             answer = Answer(id=call.id, body=msgspec.Raw(msgspec.json.encode(done)))
             if isinstance(done, Registered):
-                self._runtimes |= {each.id for each in done.runtimes}
+                self._registered(done)
         except Exception as error:  # noqa: BLE001  # A call is a request: its errors are answers.
             answer = Answer(id=call.id, refusal=refusal_of(error))
         finally:
             self._room.release()
         self._link.push(Answers(payload=[answer]))
 
+    def _registered(self, done: Registered) -> None:
+        for each in done.runtimes:
+            self._runtimes[each.id] = self._site.cast.incarnation(each.id)
+        if done.taken_by is not UNSET:
+            for runtime_id in self._runtimes:
+                self._site.cast.detach(runtime_id, self._link)
+            self._runtimes.clear()
+
+    def _speaks_for(self, runtime_id: UUID) -> bool:
+        """Not where another process has registered it since: it is that one's."""
+        return self._site.cast.incarnation(runtime_id) in {None, self._runtimes[runtime_id]}
+
     async def _answer_beat(self, runtime_id: str) -> None:
         try:
             found = await self._desk.beat(self._machine, runtime_id)
             if found is not None and found not in self._runtimes:
-                self._runtimes.add(found)
+                self._runtimes[found] = self._site.cast.incarnation(found)
                 await self._site.cast.attach(found, self._link)
         except (ActorGone, DatabaseUnavailable):
             return  # Unanswered, it comes again.
@@ -153,7 +167,7 @@ class Conversation:
 
     async def _take_credit(self, credit: Credit) -> None:
         self._link.grant(credit.total)
-        for runtime_id in set(credit.runtime_ids) & self._runtimes:
+        for runtime_id in filter(self._speaks_for, set(credit.runtime_ids) & self._runtimes.keys()):
             try:
                 await self._site.cast.attach(runtime_id, self._link)
             except (ActorGone, DatabaseUnavailable):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import msgspec
 import trio
 
 from understudy.core.records import Runtime
-from understudy.store.connection import Connection
+from understudy.store.connection import Connection, Record
 from understudy.store.database import Database, read, read_all
 from understudy.store.events import record
 
@@ -26,6 +27,8 @@ class Machine:
     incarnation: str | None
     node_id: UUID | None = None
     """The server node that it registers with."""
+    after: frozenset[str] | None = None
+    """The incarnations in whose place it comes; None where it cannot know."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,14 @@ class Offer:
 
 @dataclass(frozen=True)
 class Registered:
-    """`same_process`: it had registered before; its runs are not those of an earlier process."""
+    """`same_process`: it had registered before; its runs are not those of an earlier process.
+
+    `taken_by`: nothing has changed, because this device has the identity and is heard.
+    """
 
     runtimes: list[Runtime]
     same_process: bool
+    taken_by: str | None = None
 
 
 async def register(database: Database, machine: Machine, offers: list[Offer]) -> Registered:
@@ -55,11 +62,13 @@ async def register(database: Database, machine: Machine, offers: list[Offer]) ->
     """
     async with database.pool.transaction() as connection:
         before = await connection.fetch(
-            "select incarnation from understudy.runtimes where workspace_id = $1 and daemon_id = $2"
-            " order by id for no key update",
+            "select incarnation, node_id, device_name from understudy.runtimes"
+            " where workspace_id = $1 and daemon_id = $2 order by id for no key update",
             machine.workspace_id,
             machine.daemon_id,
         )
+        if (holder := next(filter(partial(_has_taken, machine), before), None)) is not None:
+            return Registered([], same_process=False, taken_by=holder["device_name"])
         runtimes = [await _upsert(database, connection, machine, offer) for offer in offers]
         await connection.execute(
             "update understudy.runtimes set status = 'offline', offline_since = understudy.now(),"
@@ -77,6 +86,13 @@ async def register(database: Database, machine: Machine, offers: list[Offer]) ->
         row["incarnation"] == machine.incarnation for row in before
     )
     return Registered(runtimes, same_process)
+
+
+def _has_taken(machine: Machine, row: Record) -> bool:
+    """A process that this one does not come after is heard under its name: one is a copy."""
+    is_other = row["incarnation"] not in {None, machine.incarnation}
+    knows = machine.after is None or row["incarnation"] in machine.after
+    return is_other and not knows and row["node_id"] is not None
 
 
 async def _upsert(

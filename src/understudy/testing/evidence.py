@@ -151,6 +151,8 @@ class Machines:
     heard: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """When a node answered a sign of life of the machine, and from when it counts."""
     registering: dict[str, list[Registering]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    """Of a machine that booted from a copy of another's disk: whom it takes itself for."""
     wiped: dict[str, list[float]] = field(default_factory=dict)
     """When it lost its disk, and all that it knew."""
     let_go: dict[tuple[str, UUID], float] = field(default_factory=dict)
@@ -227,6 +229,10 @@ class Evidence:
         before = max((since for since in heard if since <= begins), default=0.0)
         times = [before, *sorted(since for since in heard if begins < since <= ends), ends]
         return max(after - before for before, after in pairwise(times))
+
+    def is_known_as(self, machine: str, name: str) -> bool:
+        """To the server, which tells a machine from its copy by what they say alone."""
+        return self.machines.copies.get(machine, machine) == name
 
     def takes_work(self, machine: str, at: float) -> bool:
         return not any(a <= at <= b for a, b in self.machines.closing.get(machine, []))

@@ -9,6 +9,7 @@ from typing import final
 import trio
 
 from understudy.config import DaemonConfig
+from understudy.daemon.status import read_status
 from understudy.testing.chance import Chance
 from understudy.testing.locks import Locks
 from understudy.testing.network import Attempt, ConnectFault, Crossing, Cut, Faults, WireFault
@@ -38,6 +39,7 @@ class Laptop:
         self._stop = trio.CancelScope()
         self.machine = machine
         self.path = machine.disk.root
+        self.slots = config.tasks_max
 
     @property
     def is_on(self) -> bool:
@@ -94,6 +96,12 @@ class Laptop:
     def lose_next_answer(self) -> None:
         """Its connection is reset when the server says something next."""
         self._wires.breaking.add(self.machine.name)
+
+    @property
+    def trouble(self) -> str | None:
+        """What `understudy daemon status` says of its link."""
+        status = read_status(self.path)
+        return status.trouble if status is not None else None
 
     def agents(self) -> int:
         """How many processes of agents live there, their children counted."""

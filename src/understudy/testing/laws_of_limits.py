@@ -89,7 +89,8 @@ def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
     """R2.3, R4.11: at no instant do two processes of one agent work at one issue, anywhere.
 
     A machine that wakes finds its agents at work; until its keepers have seen what time it is, and
-    ended them, nobody is to blame.
+    ended them, nobody is to blame. Nor is anybody for what a machine works at that does not know
+    yet that its copy has taken its name.
     """
     places = defaultdict[tuple[UUID | None, UUID], list[Run]](list)
     for newest in evidence.machines.runs.values():
@@ -97,11 +98,16 @@ def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
             places[run.task.issue_id, run.task.agent_id].append(run)
     for runs in places.values():
         for one, other in combinations(runs, 2):
-            if _overlap(one, other):
+            if _overlap(one, other) and not _are_copies(evidence, one.machine, other.machine):
                 yield (
                     f"{one.task.id} on {one.machine} {one.spans} and"
                     f" {other.task.id} on {other.machine} {other.spans} at the same time"
                 )
+
+
+def _are_copies(evidence: Evidence, one: str, other: str) -> bool:
+    copies = evidence.machines.copies
+    return one != other and copies.get(one, one) == copies.get(other, other)
 
 
 def _overlap(one: Run, other: Run) -> bool:

@@ -141,11 +141,16 @@ def _has_named(registering: Registering, row: Row) -> bool:
 
 @always
 def what_a_machine_has_begun_it_names(evidence: Evidence) -> Iterator[str]:
-    """R6.2, R6.4: no run that was begun is orphaned, but by a machine that has lost its disk."""
+    """R6.2, R6.4: no run that was begun is orphaned, but by a machine that has lost its disk.
+
+    Or by one that is two: a copy knows nothing of what was begun since.
+    """
     for row, event in _failures(evidence, "orphan"):
         machine = evidence.place(event)
         wiped = evidence.machines.wiped.get(machine, [])
         since = seconds(row["dispatched_at"])
+        if machine in evidence.machines.copies.values():
+            continue
         if row["started_at"] and not any(since <= at <= event.at for at in wiped):
             yield f"{row['id']} was begun, and {machine} knows it no longer"
 

@@ -125,7 +125,7 @@ def agents_begin_what_has_started(evidence: Evidence) -> Iterator[str]:
 def _starts(evidence: Evidence, event: Happened, run: Run) -> bool:
     if event.kind != "task:running" or event.at > run.began_at + CLOSE_S:
         return False
-    return evidence.place(event) == run.machine
+    return evidence.is_known_as(run.machine, evidence.place(event))
 
 
 @always

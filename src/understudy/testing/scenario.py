@@ -43,6 +43,7 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.disk_copies import copy_disk
 from understudy.testing.ground import quiet, temporary_home
 from understudy.testing.laptop import Laptop, Wires
 from understudy.testing.leftovers import wait_nothing_left
@@ -208,7 +209,19 @@ class Scenario:
         root = self.home / name
         root.mkdir()
         (root / "daemon_id").write_text(name)
-        disk = Disk(root)
+        laptop = self._enter(name, Disk(root), slots, provider)
+        with trio.fail_after(PATIENCE_S):
+            while await self.standing(name) != "online":  # noqa: ASYNC110
+                await trio.sleep(AGAIN_S)
+        return laptop
+
+    def clone(self, laptop: Laptop, name: str) -> Laptop:
+        """Another machine boots from a copy of its disk: it believes that it is this one."""
+        disk = Disk(copy_disk(laptop.path, self.home / name))
+        self.auditor.machines.copies[name] = laptop.machine.name
+        return self._enter(name, disk, laptop.slots, laptop.machine.clis[0].provider)
+
+    def _enter(self, name: str, disk: Disk, slots: int, provider: str) -> Laptop:
         self._disks.enter_context(disks(disk))
         machine = SimulatedMachine(
             name, disk, [NODE], self.network, self.wires.weather, self.chance, self.auditor,
@@ -220,7 +233,7 @@ class Scenario:
             epoch_s=machine.epoch_s,
         )  # fmt: skip
         config = DaemonConfig(
-            root,
+            disk.root,
             "http://127.0.0.1",
             self._tenant.daemon_key,
             str(self._tenant.board.workspace_id),
@@ -233,9 +246,6 @@ class Scenario:
         self.machines.append(laptop)
         self.auditor.machines.slots[name] = slots
         laptop.start_daemon()
-        with trio.fail_after(PATIENCE_S):
-            while await self.standing(name) != "online":  # noqa: ASYNC110
-                await trio.sleep(AGAIN_S)
         return laptop
 
     async def standing(self, machine: str) -> str | None:

@@ -70,7 +70,7 @@ def _heard(auditor: Auditor, real: Hook) -> Hook:
         came_at = trio.current_time()
         with _registering(auditor, raw) if call == "register" else nullcontext():
             done = await real(desk, machine, call, subject, raw)
-        if isinstance(done, Registered):
+        if isinstance(done, Registered) and done.runtimes:
             daemon_id = msgspec.json.decode(raw, type=Register).daemon_id
             names.update((each.id, daemon_id) for each in done.runtimes)
             auditor.heard(daemon_id, min(came_at, _leased_until(auditor)))

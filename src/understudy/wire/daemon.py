@@ -59,6 +59,9 @@ class Register(Request):
     cli_version: str = ""
     runtimes: list[RuntimeOffer] = []
     incarnation: str | None = None
+    after: list[str] | None = None
+    """The processes that this one knows to be over: it has their place. None where it has never
+    heard of any, or does not keep count."""
     inventory: Inventory | None = None
 
 
@@ -86,6 +89,9 @@ class Registered(Struct):
     verdicts: dict[str, Verdict] = {}
     trust_s: dict[UUID, float] = {}
     """By runtime: for so long after the request was sent its work stays its own (R4.11)."""
+    taken_by: str | UnsetType = UNSET
+    """The device that has registered with this identity since, and is heard: none of the runtimes
+    are the asker's."""
 
 
 class Deregister(Request):
@@ -109,6 +115,7 @@ class Heartbeats(Request):
     """All runtimes of one daemon at once: over the websocket."""
 
     runtime_ids: list[UUID]
+    incarnation: str | None = None
 
 
 class HeartbeatHeard(Struct):
@@ -120,7 +127,7 @@ class HeartbeatHeard(Struct):
 
 class HeartbeatsHeard(Struct):
     gone: list[UUID] = []
-    """Runtimes the server does not know (R4.7): register again."""
+    """Runtimes the server does not know (R4.7), or knows by another process: register again."""
     trust_s: dict[UUID, float] = {}
     """As in `Registered`."""
     cancelled: list[HeldTask] = []
