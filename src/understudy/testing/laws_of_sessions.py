@@ -24,11 +24,12 @@ def a_refused_session_is_retired(evidence: Evidence) -> Iterator[str]:
 
 @always
 def a_retired_session_is_not_offered(evidence: Evidence) -> Iterator[str]:
-    """R5.10: a session that was refused is in no later claim, of whichever task."""
+    """R5.10: a session that was refused is in no later claim, and who begins afresh has none."""
     for task_id, newest in evidence.machines.runs.items():
         claimed_at = seconds(evidence.tasks[task_id]["dispatched_at"])
         for run in newest.line():
-            if claimed_at > _retired_at(evidence, run) + CLOSE_S:
+            told_at = run.began_at if run.is_afresh else claimed_at
+            if told_at > _retired_at(evidence, run) + CLOSE_S:
                 yield f"{task_id} was offered {run.offered}, which had been refused"
 
 
