@@ -268,7 +268,7 @@ MUTANTS: Final = (
       "function understudy.refuse_session", "if p_session is null then", "if true then"),
     M("session: a refusal is not told", "a daemon keeps to itself which session is dead",
       "daemon/hold.py", "async def retire", 'await self._deliver("session", body)', "pass"),
-    M("session: a retired one is offered", "a dead session is offered to whoever comes next", SCHEMA,
+    M("session: a retired one is offered", "a dead session is offered to whoever is next", SCHEMA,
       "function understudy.brief_claims", "r.session_id = p.session_id", "false"),
     M("afresh: with the old session", "who begins afresh is to continue what was refused",
       "daemon/orders.py", "def afresh", "resume=None,", "resume=order.spec.resume,"),
