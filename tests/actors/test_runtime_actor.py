@@ -125,6 +125,25 @@ def test_a_runtime_that_another_node_has_registered_since_is_not_taken_off(
     perform(play)
 
 
+def test_a_runtime_whose_registration_here_was_not_answered_is_not_taken_off(
+    perform: Perform,
+) -> None:
+    """R4.1: the database knows of it before this node does (seed 920000598)."""
+
+    async def play(stage: Stage) -> None:
+        await trio.sleep(30)
+        await stage.board.runtime("first-daemon")
+        await stage.database.pool.execute(
+            "update understudy.runtimes set node_id = $1", stage.cast.node_id
+        )
+        await trio.sleep(44)
+        assert await stage.status() == "online"
+        await trio.sleep(17)
+        assert await stage.status() == "offline"
+
+    perform(play)
+
+
 def test_while_the_database_is_away_nobody_is_taken_off_and_then_who_is_silent(
     perform: Perform,
 ) -> None:

@@ -200,17 +200,20 @@ class RuntimeActor(Actor[Message]):
     async def _go_offline(self) -> None:
         """The end of this actor, unless the runtime is heard while the database is asked.
 
-        One that another node has heard meanwhile is that node's to judge.
+        One that another node has heard meanwhile is that node's to judge. One that has registered
+        here, and was not answered, has given a sign of life of which the database alone knows.
         """
         silent_s = trio.current_time() - self._presence.heard_at
         try:
-            await runtimes.go_offline(
+            gone = await runtimes.go_offline(
                 self._database,
                 [self._id],
                 action="stale_sweep",
                 node_id=self._around.node_id,
                 silent_s=silent_s,
             )
+            if not gone and await self._is_on_record_here():
+                self._presence.heard_at = trio.current_time()
         except DatabaseUnavailable:
             self._retry_at = trio.current_time() + DATABASE_RETRY_S
             return
@@ -221,6 +224,10 @@ class RuntimeActor(Actor[Message]):
             self.stop()
         else:
             await self._take_over()
+
+    async def _is_on_record_here(self) -> bool:
+        row = await runtimes.find(self._database, self._id)
+        return row is not None and row.node_id == self._around.node_id
 
     async def _take_back(self) -> None:
         """A lease of this live runtime has run out: its task goes back into the queue (R3.8)."""

@@ -147,6 +147,7 @@ async def go_offline(
 
     One event for each workspace that is touched. `workspace_id` limits whose runtimes may be meant,
     `node_id` to those that no other node has heard since. `silent_s`: so long ago they were heard.
+    Who has been on record since then is left alone, too, a second allowed for clocks.
     """
     async with database.pool.transaction() as connection:
         rows = await connection.fetch(
@@ -155,6 +156,7 @@ async def go_offline(
               select id, workspace_id, status from understudy.runtimes
               where id = any($1) and ($2::uuid is null or workspace_id = $2)
                 and ($3::uuid is null or node_id = $3) and retired_at is null
+                and last_seen_at <= understudy.now() - make_interval(secs => $4) + interval '1 second'
               order by id for no key update
             ), gone as (
               update understudy.runtimes r
