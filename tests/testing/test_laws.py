@@ -21,6 +21,7 @@ from understudy.testing.auditor import LAWS, broken
 from understudy.testing.evidence import (
     Evidence,
     Explained,
+    Fenced,
     Happened,
     LeftOver,
     Machines,
@@ -562,6 +563,12 @@ def _who_was_given_up_works_on(made: Made) -> None:
     task_id = made.claimed("c", 80.0)
     made.failed(task_id, 90.0, "runtime_offline", "lose")
     made.run(task_id, 82.1, 400.0, spoke_at=[100.0])
+
+
+@breaks("who-is-told-that-he-has-lost-stops")
+def _who_was_fenced_works_on(made: Made) -> None:
+    made.run(made.claimed("c", 80.0), 82.1, 130.0)
+    made.machines.fenced.append(Fenced("mac", id_of("c"), 100.0))
 
 
 @breaks("a-rerun-replaces-what-runs")

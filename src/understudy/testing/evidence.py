@@ -80,6 +80,10 @@ class Run:
         if self.spans and self.spans[-1][1] == math.inf:
             self.spans[-1] = (self.spans[-1][0], now)
 
+    def worked_s(self, begins: float, ends: float) -> float:
+        """In this time."""
+        return sum(max(0.0, min(end, ends) - max(begin, begins)) for begin, end in self.spans)
+
     def line(self) -> Iterator[Run]:
         """All that ran for this task, the newest first."""
         run: Run | None = self
@@ -126,6 +130,17 @@ class Registering:
     ended_at: float = math.inf
 
 
+@dataclass
+class Fenced:
+    """A daemon is told that a task whose agent has spoken is not its own."""
+
+    machine: str
+    task_id: UUID
+    at: float
+    until: float = math.inf
+    """The daemon's end."""
+
+
 @dataclass(frozen=True)
 class LeftOver:
     """What a machine still has when all is done."""
@@ -155,6 +170,7 @@ class Machines:
     """Of a machine that booted from a copy of another's disk: whom it takes itself for."""
     wiped: dict[str, list[float]] = field(default_factory=dict)
     """When it lost its disk, and all that it knew."""
+    fenced: list[Fenced] = field(default_factory=list)
     let_go: dict[tuple[str, UUID], float] = field(default_factory=dict)
     """When it dropped a task from its disk, for whatever reason."""
     promises: dict[str, list[tuple[float, float]]] = field(default_factory=dict)

@@ -49,6 +49,9 @@ COMMIT_LOST_AFTER = kind("commit-lost-after", 0.01, "a commit: done, its answer 
 REGISTRATION_TORN = kind(
     "registration-torn", 0.05, "a registration: its connection breaks in the middle"
 )
+TAKE_OVER_SLOW = kind(
+    "take-over-slow", 0.3, "a machine that is heard again: to write that down takes long"
+)
 SWEEP_SLOW = kind("sweep-slow", 0.05, "a sweep's statement: takes long")
 NODE_WITHOUT_DATABASE = kind(
     "database-partition", 0.3, "a node: loses the database alone, and keeps its daemons"
@@ -82,6 +85,9 @@ DAEMON_LATE = kind("daemon-late", 0.25, "a daemon that has ended: nobody starts 
 DAEMON_TWICE = kind("daemon-twice", 0.1, "a daemon: a second one is started beside it")
 ASLEEP = kind("machine-asleep", 0.2, "a machine, now and then: its lid is closed, up to minutes")
 ASLEEP_LONG = kind("machine-asleep-long", 0.04, "the same, for hours")
+ASLEEP_AT_WORK = kind(
+    "machine-asleep-at-work", 0.05, "a machine that has begun a run: its lid is closed, for minutes"
+)
 POWER_CUT = kind("power-cut", 0.15, "a machine whose daemon has ended: all that was not synced")
 POWER_CUT_AT_END = kind(
     "power-cut-at-an-end", 0.05, "a machine on which an agent has just ended: the same"
@@ -94,7 +100,12 @@ DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some ti
 RESTARTED_IN_VAIN = kind(
     "daemon-restarted-in-vain", 0.3, "a daemon that is cut off: killed, and started once more"
 )
-CHECKOUT_SLOW = kind("checkout-slow", 0.1, "a run: its preparation takes long, up to minutes")
+CHECKOUT_SLOW = kind(
+    "checkout-slow", 0.1, "a run: its preparation takes long, up to minutes, whoever prepares it"
+)
+LOST_AT_CHECKOUT = kind(
+    "lost-at-checkout", 0.5, "a run that is slow to prepare: its machine is cut off, or sleeps"
+)
 CLOCK_DRIFTS = kind("clock-drifts", 0.3, "a machine: its clocks run slow or fast")
 CLOCK_JUMPS = kind("clock-jumps", 0.1, "a machine, now and then: its wall clock is set")
 KEEPER_KILLED = kind("keeper-killed", 0.08, "a machine, now and then: SIGKILL for a keeper")

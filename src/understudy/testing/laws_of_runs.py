@@ -17,6 +17,8 @@ LEFT: Final = {"no_result", "agent_error"}
 """So fails who leaves."""
 SOON_S: Final = 75.0
 """A heartbeat, the 6 s of R7.2, and a node that reads the events through a slow statement."""
+STOPPED_S: Final = 15.0
+"""The 4 s of a keeper, and what a full disk or a dead keeper adds to them."""
 HEARD_OUT_S: Final = 200.0
 """A word that is not answered is said again after 120 s, one that is refused after 64 s."""
 LOST: Final = {"lose", "time_out", "orphan"}
@@ -166,6 +168,19 @@ def who_has_lost_its_task_stops(evidence: Evidence) -> Iterator[str]:
             is_late = lost_at + CLOSE_S < at and run.ended_at > until
             if is_late and evidence.silence_s(run.machine, at, until) < ATTENTIVE_S:
                 yield f"{task_id} was lost at {lost_at:.1f}, spoke at {at:.1f}, and works on"
+
+
+@always
+def who_is_told_that_he_has_lost_stops(evidence: Evidence) -> Iterator[str]:
+    """R3.7: a daemon that hears that a task is not its own ends the agent, if it lives to."""
+    for fenced in evidence.machines.fenced:
+        if (newest := evidence.machines.runs.get(fenced.task_id)) is None:
+            continue
+        for run in newest.line():
+            goes_on_s = run.worked_s(fenced.at, fenced.until)
+            is_that = run.machine == fenced.machine and run.began_at < fenced.at
+            if is_that and goes_on_s > STOPPED_S:
+                yield f"{fenced.task_id} was fenced at {fenced.at:.1f}, worked {goes_on_s:.1f} s on"
 
 
 @always

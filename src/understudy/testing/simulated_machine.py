@@ -34,6 +34,8 @@ from understudy.testing.virtual_process import VirtualProcess
 
 CALM_S: Final = (20.0, 60.0, 120.0, 240.0)
 NAPS_S: Final = (20.0, 60.0, 100.0, 200.0, 600.0)
+WORKS_S: Final = (1.0, 5.0, 15.0)
+NAPS_AT_WORK_S: Final = (55.0, 80.0, 140.0, 200.0)
 NIGHTS_S: Final = (900.0, 8 * 3600.0, 3 * 86400.0)
 """At the end of all faults whoever sleeps is woken."""
 PARTITIONS_S: Final = (10.0, 40.0, 95.0, 150.0, 500.0)
@@ -113,6 +115,9 @@ class SimulatedMachine:
             yield PolledSession(http, slots=slots)
 
     async def start_keeper(self, run_dir: Path, descriptors: Sequence[int]) -> str:
+        if self.chance.befalls(self.name, faults.ASLEEP_AT_WORK):
+            after_s = self.chance.pick(f"{self.name}/works for", WORKS_S)
+            self.close_lid(self.chance.pick(f"{self.name}/nap at work", NAPS_AT_WORK_S), after_s)
         return await self.keepers.start(run_dir, descriptors)
 
     async def connect(self, address: Path) -> trio.abc.Stream:
@@ -137,6 +142,7 @@ class SimulatedMachine:
         """Until the faults are over; then it is well again."""
         with self._illness:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._take_blows)
                 await self._fall_ill()
         if self.is_asleep:
@@ -178,6 +184,20 @@ class SimulatedMachine:
         if self.chance.befalls(self.name, faults.POWER_CUT_AT_END):
             self._blows.send_nowait((self._go_down, self.chance.pick(f"{self.name}/soon", SOON_S)))
 
+    def close_lid(self, seconds: float, after_s: float = 0.0) -> None:
+        """On whatever is at work there."""
+
+        def strike() -> None:
+            self._nursery.start_soon(self.sleep, seconds)
+
+        self._blows.send_nowait((strike, after_s))
+
+    def cut_off_soon(self, seconds: float, after_s: float) -> None:
+        def strike() -> None:
+            self._cut_off("both", seconds, is_patient=False)
+
+        self._blows.send_nowait((strike, after_s))
+
     def is_taken_down(self) -> None:
         """By an agent: it is made anew, as a cloud's machines are."""
         if not self.chance.is_over:
@@ -211,17 +231,21 @@ class SimulatedMachine:
             if self.chance.befalls(self.name, kind):
                 seconds = self.chance.pick(f"{self.name}/partition", PARTITIONS_S)
                 is_patient = self.chance.pick(f"{self.name}/patient", (True, False))
-                self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
-                self.weather.cut_off(self.name, way, seconds, is_patient=is_patient)
+                self._cut_off(way, seconds, is_patient=is_patient)
                 if self.chance.befalls(self.name, faults.RESTARTED_IN_VAIN):
                     after_s = self.chance.pick(f"{self.name}/in vain after", IN_VAIN_S)
                     self._blows.send_nowait((self._kill_daemons, after_s))
+
+    def _cut_off(self, way: Way, seconds: float, *, is_patient: bool) -> None:
+        self.auditor.note(f"{self.name} is cut off {way} for {seconds:g} s")
+        self.weather.cut_off(self.name, way, seconds, is_patient=is_patient)
 
     async def awake(self) -> None:
         while self.is_asleep:
             await self._woke.wait()
 
     async def sleep(self, seconds: float) -> None:
+        await self.awake()
         self.auditor.note(f"{self.name} sleeps for {seconds:g} s")
         self.is_asleep, self._woke = True, trio.Event()
         for process in self.daemons:

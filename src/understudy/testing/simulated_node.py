@@ -37,7 +37,9 @@ AWAY_S: Final = (5.0, 40.0, 80.0, 160.0)
 FROZEN_S: Final = (5.0, 20.0, 40.0, 100.0)
 SLOW_S: Final = (0.1, 1.0, 5.0, 50.0)
 SWEEP_S: Final = (5.0, 20.0, 50.0)
+TAKE_OVER_S: Final = (20.0, 50.0)
 REGISTRATION: Final = "insert into understudy.runtimes"
+TAKE_OVER: Final = "select *, understudy.now() as read_at from understudy.runtimes"
 RENEWAL: Final = "insert into understudy.nodes"
 SWEEPS: Final = re.compile(r"understudy\.(lose|time_out|expire|promote|judge)_")
 CRASHES: Final = (RestartsExhausted, CannotStart, DatabaseUnavailable, faults.InjectedCrash)
@@ -62,6 +64,8 @@ class Outlet:
             return Fault("lost_answer")
         if befalls(place, faults.SQL_CRASH):
             raise faults.InjectedCrash(sql[:60])
+        if TAKE_OVER in sql and befalls(place, faults.TAKE_OVER_SLOW):
+            return Fault("slow", self.chance.pick(f"{place}/take_over_s", TAKE_OVER_S))
         if SWEEPS.search(sql) and befalls(place, faults.SWEEP_SLOW):
             return Fault("slow", self.chance.pick(f"{place}/sweep_s", SWEEP_S))
         if befalls(place, faults.SQL_SLOW):

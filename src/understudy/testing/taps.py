@@ -19,14 +19,15 @@ from uuid import UUID
 import msgspec
 import trio
 
-from understudy.daemon import main, outbox, run, trust
+from understudy.daemon import link, main, outbox, run, trust
 from understudy.daemon.machine import here
+from understudy.daemon.outcomes import LinkRefused
 from understudy.http.calls import Desk
 from understudy.store.errors import DatabaseUnavailable
 from understudy.testing import network
 from understudy.testing.auditor import Auditor
 from understudy.testing.disk import replaced
-from understudy.testing.evidence import Registering
+from understudy.testing.evidence import Fenced, Registering
 from understudy.testing.faults import InjectedCrash
 from understudy.testing.simulated_machine import SimulatedMachine
 from understudy.testing.streams import MemoryStream
@@ -35,6 +36,7 @@ from understudy.wire.daemon import HeartbeatsHeard, Inventory, Register, Registe
 
 Hook = Callable[..., Any]
 SENTENCE_MAX: Final = 300
+NOT_YOURS: Final = {404, 409}
 FORESEEN: Final = (InjectedCrash, DatabaseUnavailable, OSError, sqlite3.OperationalError)
 """What this world does to its inhabitants, and they may crash of."""
 
@@ -44,6 +46,7 @@ def tapped(auditor: Auditor) -> Iterator[None]:
     taps: tuple[tuple[object, str, Callable[[Auditor, Hook], Hook]], ...] = (
         (Desk, "answer", _heard),
         (trust.Trust, "promise", _promised),
+        (link.Link, "call", _called),
         (main, "_workshop", _furnished),
         (main.Daemon, "take", _taken),
         (main.Daemon, "end", _ending),
@@ -113,6 +116,32 @@ def _promised(auditor: Auditor, real: Hook) -> Hook:
         real(told, asked_at, trust_s)
 
     return promise
+
+
+def _called(auditor: Auditor, real: Hook) -> Hook:
+    """What a daemon hears when its agent has spoken."""
+
+    @wraps(real)
+    async def call(told: link.Link, name: str, body: object, subject: UUID | None = None) -> object:
+        try:
+            return await real(told, name, body, subject)
+        except LinkRefused as refused:
+            if name == "messages" and subject and refused.refusal.status in NOT_YOURS:
+                _note_fenced(auditor, subject)
+            raise
+
+    return call
+
+
+def _note_fenced(auditor: Auditor, task_id: UUID) -> None:
+    fenced, process = Fenced(_here(), task_id, trio.current_time()), current_process()
+    assert process is not None
+
+    def end() -> None:
+        fenced.until = trio.current_time()
+
+    process.at_death.append(end)
+    auditor.machines.fenced.append(fenced)
 
 
 def _furnished(auditor: Auditor, real: Hook) -> Hook:

@@ -23,7 +23,7 @@ import httpx2
 import trio
 
 from understudy.actors import broadcast
-from understudy.config import DaemonConfig
+from understudy.config import DaemonConfig, Transport
 from understudy.core import limits
 from understudy.core.leases import Leases
 from understudy.core.limits import Limits
@@ -64,6 +64,7 @@ SPREADS: Final = ((0, 0, 1), (0, 0, 1), (0, 0, 0))
 """Whose each machine is: somebody may have none."""
 READ: Final = (0, 0, 1)
 """Whose events somebody follows: it costs much."""
+TRANSPORTS: Final[tuple[Transport, ...]] = ("auto", "auto", "auto", "http")
 PINNED_LIMIT: Final = 2
 FAULTY_S: Final = 200.0
 SETTLED_TRIES: Final = 800  # of 5 s each
@@ -251,6 +252,7 @@ class World:
             leases=LEASES,
             limits=Limits(silence_s=SILENCE_S, tool_s=200.0, requests_max=30),
             search_path=os.defpath,
+            transport=self.chance.pick(f"{name}/transport", TRANSPORTS),
         )
         self.machines.append(machine)
         self.auditor.machines.slots[name] = SLOTS
