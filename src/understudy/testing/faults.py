@@ -50,7 +50,7 @@ REGISTRATION_TORN = kind(
     "registration-torn", 0.05, "a registration: its connection breaks in the middle"
 )
 TAKE_OVER_SLOW = kind(
-    "take-over-slow", 0.3, "a machine that is heard again: to write that down takes long"
+    "take-over-slow", 0.6, "a machine that is heard again: to write that down takes long"
 )
 SWEEP_SLOW = kind("sweep-slow", 0.05, "a sweep's statement: takes long")
 NODE_WITHOUT_DATABASE = kind(
@@ -86,7 +86,7 @@ DAEMON_TWICE = kind("daemon-twice", 0.1, "a daemon: a second one is started besi
 ASLEEP = kind("machine-asleep", 0.2, "a machine, now and then: its lid is closed, up to minutes")
 ASLEEP_LONG = kind("machine-asleep-long", 0.04, "the same, for hours")
 ASLEEP_AT_WORK = kind(
-    "machine-asleep-at-work", 0.05, "a machine that has begun a run: its lid is closed, for minutes"
+    "machine-asleep-at-work", 0.1, "a machine that has begun a run: its lid is closed, for minutes"
 )
 POWER_CUT = kind("power-cut", 0.15, "a machine whose daemon has ended: all that was not synced")
 POWER_CUT_AT_END = kind(

@@ -64,7 +64,7 @@ SPREADS: Final = ((0, 0, 1), (0, 0, 1), (0, 0, 0))
 """Whose each machine is: somebody may have none."""
 READ: Final = (0, 0, 1)
 """Whose events somebody follows: it costs much."""
-TRANSPORTS: Final[tuple[Transport, ...]] = ("auto", "auto", "auto", "http")
+TRANSPORTS: Final[tuple[Transport, ...]] = ("auto", "auto", "http")
 PINNED_LIMIT: Final = 2
 FAULTY_S: Final = 200.0
 SETTLED_TRIES: Final = 800  # of 5 s each
