@@ -149,7 +149,7 @@ def what_a_machine_has_begun_it_names(evidence: Evidence) -> Iterator[str]:
         machine = evidence.place(event)
         wiped = evidence.machines.wiped.get(machine, [])
         since = seconds(row["dispatched_at"])
-        if machine in evidence.machines.copies.values():
+        if evidence.is_two(machine):
             continue
         if row["started_at"] and not any(since <= at <= event.at for at in wiped):
             yield f"{row['id']} was begun, and {machine} knows it no longer"
@@ -219,6 +219,8 @@ def who_is_trusted_works_on(evidence: Evidence) -> Iterator[str]:
     for task_id, run in evidence.machines.runs.items():
         row = evidence.tasks[task_id]
         if row["failure_reason"] != "runtime_offline" or row["move"] != "fail":
+            continue
+        if run.has_refused:  # It left. Who was to begin afresh was not let.
             continue
         promises = evidence.machines.promises.get(run.machine, [])
         told = [(at, until) for at, until in promises if at <= run.ended_at]
