@@ -180,9 +180,16 @@ class Cast:
         return presence is not None and presence.is_ours
 
     async def is_of(self, runtime_id: UUID, incarnation: str | None) -> bool:
-        """Whether this process of its daemon has registered it; None is an older daemon's."""
-        await self.own(runtime_id)
-        return incarnation is None or self.incarnation(runtime_id) in {None, incarnation}
+        """Whether this process of its daemon has registered it; None is an older daemon's.
+
+        To be asked before it is heard: a copy's sign of life is none of its own.
+        """
+        presence = self._presences.get(runtime_id)
+        known = presence.incarnation if presence is not None else None
+        if incarnation is not None and (presence is None or not presence.is_ours):
+            row = await runtimes.find(self.database, runtime_id)
+            known = row.incarnation if row is not None else None
+        return incarnation is None or known in {None, incarnation}
 
     def incarnation(self, runtime_id: UUID) -> str | None:
         """That which has registered it, as far as is known here."""
@@ -193,14 +200,15 @@ class Cast:
         """For how long, from now, nobody else is given what this runtime works on (R4.11).
 
         A node that has lost the database hears it in vain: the others count from its lease's end.
+        Another machine of which it cannot tell that it is gone may be with them.
         """
         mine = self._presences[runtime_id]
         now = trio.current_time()
         others = (
             other.place == mine.place
             and other.daemon_id != mine.daemon_id
-            and now < other.heard_at + self.leases.offline_after_s
-            for other in self._presences.values()
+            and (now < other.heard_at + self.leases.offline_after_s or self.runtimes.get(each))
+            for each, other in self._presences.items()
         )
         trust_s = self.leases.trust_s(
             may_be_replaced=self.has_peers or any(others),

@@ -215,8 +215,8 @@ class Desk:
 
     async def _hear_of(self, machine: Machine, runtime_id: UUID, incarnation: str | None) -> bool:
         """False too where another process has registered it since: that has to be told apart."""
-        is_heard = await self._hear(machine, runtime_id)
-        return is_heard and await self._cast.is_of(runtime_id, incarnation)
+        is_of = await self._cast.is_of(runtime_id, incarnation)
+        return is_of and await self._hear(machine, runtime_id)
 
     async def _hear(self, machine: Machine, runtime_id: UUID) -> bool:
         if self._cast.workspace_of(runtime_id) == machine.workspace_id:

@@ -250,6 +250,16 @@ class Evidence:
         """To the server, which tells a machine from its copy by what they say alone."""
         return self.machines.copies.get(machine, machine) == name
 
+    def is_two(self, machine: str) -> bool:
+        """Each of both speaks for what the other works at, before that one can know of it."""
+        return machine in self.machines.copies or machine in self.machines.copies.values()
+
+    def is_disowned(self, run: Run) -> bool:
+        """Its machine is two, and the other one has said that it has no such run."""
+        row = self.tasks[run.task.id]
+        is_given_up = row["move"] in {"orphan", "cancel"} or row["failure_reason"] == "keeper_lost"
+        return is_given_up and self.is_two(run.machine)
+
     def takes_work(self, machine: str, at: float) -> bool:
         return not any(a <= at <= b for a, b in self.machines.closing.get(machine, []))
 

@@ -95,6 +95,7 @@ POWER_CUT_AT_END = kind(
 LOST_ON_DISK = kind("unsynced-lost", 0.5, "a change that was not synced, at a power cut")
 TORN_OUTBOX = kind("outbox-torn", 0.5, "an outbox, at a power cut: half of a next commit")
 DISK_LOST = kind("disk-lost", 0.04, "a machine whose daemon has ended: comes back empty")
+CLONED = kind("machine-cloned", 0.025, "a machine: another one boots from a copy of its disk")
 GONE = kind("machine-gone", 0.04, "a machine whose daemon has ended: is never seen again")
 DISK_FULL = kind("disk-full", 0.1, "a machine, now and then: no room for some time")
 RESTARTED_IN_VAIN = kind(

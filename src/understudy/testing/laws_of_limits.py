@@ -90,7 +90,7 @@ def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
 
     A machine that wakes finds its agents at work; until its keepers have seen what time it is, and
     ended them, nobody is to blame. Nor is anybody for what a machine works at that does not know
-    yet that its copy has taken its name.
+    yet that its copy has disowned it.
     """
     places = defaultdict[tuple[UUID | None, UUID], list[Run]](list)
     for newest in evidence.machines.runs.values():
@@ -98,16 +98,11 @@ def an_agent_works_once_at_an_issue(evidence: Evidence) -> Iterator[str]:
             places[run.task.issue_id, run.task.agent_id].append(run)
     for runs in places.values():
         for one, other in combinations(runs, 2):
-            if _overlap(one, other) and not _are_copies(evidence, one.machine, other.machine):
+            if _overlap(one, other) and not any(map(evidence.is_disowned, (one, other))):
                 yield (
                     f"{one.task.id} on {one.machine} {one.spans} and"
                     f" {other.task.id} on {other.machine} {other.spans} at the same time"
                 )
-
-
-def _are_copies(evidence: Evidence, one: str, other: str) -> bool:
-    copies = evidence.machines.copies
-    return one != other and copies.get(one, one) == copies.get(other, other)
 
 
 def _overlap(one: Run, other: Run) -> bool:

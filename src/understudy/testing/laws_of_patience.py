@@ -149,7 +149,7 @@ def what_a_machine_has_begun_it_names(evidence: Evidence) -> Iterator[str]:
         machine = evidence.place(event)
         wiped = evidence.machines.wiped.get(machine, [])
         since = seconds(row["dispatched_at"])
-        if machine in evidence.machines.copies.values():
+        if evidence.is_two(machine):
             continue
         if row["started_at"] and not any(since <= at <= event.at for at in wiped):
             yield f"{row['id']} was begun, and {machine} knows it no longer"

@@ -27,11 +27,13 @@ ATTENTIVE_S: Final = 20.0
 
 
 def _ends(evidence: Evidence) -> Iterator[tuple[Run, Row]]:
-    """Runs whose agents came to an end by themselves that their machine can know of."""
+    """Runs whose agents came to an end by themselves that their machine can know of, and whose
+    machine alone can speak of them."""
     for task_id, run in evidence.machines.runs.items():
         row = evidence.tasks[task_id]
         was_cancelled = row["status"] == "cancelled" and row["cancel_requested_by"] is not None
-        if run.has_finished and not run.is_forgotten and not was_cancelled:
+        is_known = not run.is_forgotten and not evidence.is_disowned(run)
+        if run.has_finished and is_known and not was_cancelled:
             yield run, row
 
 
@@ -132,9 +134,12 @@ def _starts(evidence: Evidence, event: Happened, run: Run) -> bool:
 
 @always
 def cancelled_means_gone(evidence: Evidence) -> Iterator[str]:
-    """R7.1: when a task is cancelled its process is gone, or its row says that nobody knows."""
+    """R7.1: when a task is cancelled its process is gone, or its row says that nobody knows.
+
+    A copy says of what the other one works at that it is not there.
+    """
     for run, row in _outlived(evidence):
-        if row["error"] is None:
+        if row["error"] is None and not evidence.is_two(run.machine):
             yield f"{row['id']} is cancelled, and {run.machine} still works on it"
 
 
@@ -212,6 +217,8 @@ def unconfirmed_means_unheard(evidence: Evidence) -> Iterator[str]:
     for run, row in _outlived(evidence):
         if row["error"] is None or row["cancel_requested_at"] is None:
             continue
+        if evidence.is_two(run.machine):  # It is the other one that is heard.
+            continue
         at, asked_at = evidence.ended_at(row), seconds(row["cancel_requested_at"])
         was_there = evidence.silence_s(run.machine, asked_at, at) < SILENCE_S
         if was_there and at - asked_at < UNCONFIRMED_S:
@@ -253,11 +260,15 @@ def _spoken(run: Run) -> Iterator[int]:
 
 @at_rest
 def bills_add_up(evidence: Evidence) -> Iterator[str]:
-    """R6.7: what an agent has spent is billed once; for a completed run all of it, ever no more."""
+    """R6.7: what an agent has spent is billed once; for a completed run all of it, ever no more.
+
+    A copy bills what it knows, and that may be less.
+    """
     for task_id, row in evidence.tasks.items():
         billed, run = evidence.usage.get(task_id, 0), evidence.machines.runs.get(task_id)
         spent = sum(each.tokens for each in run.line()) if run is not None else 0
-        if billed > spent or (billed != spent and row["status"] == "completed"):
+        is_whole = row["status"] == "completed" and not (run and evidence.is_two(run.machine))
+        if billed > spent or (billed != spent and is_whole):
             yield f"{task_id} is billed {billed} tokens of {spent}"
 
 
@@ -265,12 +276,13 @@ def bills_add_up(evidence: Evidence) -> Iterator[str]:
 def nothing_undelivered_is_dropped(evidence: Evidence) -> Iterator[str]:
     """R6.4, R8.6: no machine drops a run from its disk while the server counts on it.
 
-    What is only dispatched may be there under a newer claim, and is not begun under the older.
+    What is only dispatched may be there under a newer claim, and is not begun under the older. What
+    a machine drops, its copy may have.
     """
     told = stories(evidence)
     for (machine, task_id), at in evidence.machines.let_go.items():
         before = [each for each in told.get(task_id, []) if each.at <= at + CLOSE_S]
         if not before or STATUS[before[-1].kind] != "running":
             continue
-        if evidence.place(before[-1]) == machine:
+        if evidence.place(before[-1]) == machine and not evidence.is_two(machine):
             yield f"{task_id} is {before[-1].body['status']}, and {machine} drops it at {at:.3f}"

@@ -283,8 +283,9 @@ class SimulatedMachine:
         self.auditor.note(f"{self.name} loses its disk")
         self.keepers.kill_all()
         self.auditor.lost_memory(self.name, of_all=True)
+        identity = (self.disk.root / "daemon_id").read_text()
         self.disk.wipe()
-        replace_file(self.disk.root / "daemon_id", self.name)
+        replace_file(self.disk.root / "daemon_id", identity)
 
     def disappear(self) -> None:
         """Whatever it worked on is for others to find out."""

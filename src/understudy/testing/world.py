@@ -11,7 +11,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -36,6 +36,7 @@ from understudy.testing.chance import Chance
 from understudy.testing.client import open_client
 from understudy.testing.clock import reseed, run_virtual
 from understudy.testing.disk import Disk, disks, replaced
+from understudy.testing.disk_copies import copy_disk
 from understudy.testing.ground import quiet, temporary_home
 from understudy.testing.leftovers import wait_nothing_left
 from understudy.testing.locks import Locks
@@ -74,6 +75,7 @@ ORPHAN_S: Final = 300.0
 SILENCE_S: Final = 150.0
 CALM_S: Final = (30.0, 60.0, 150.0)
 RESTART_S: Final = (0.5, 3.0, 20.0)
+CLONED_S: Final = (20.0, 50.0, 100.0)
 SLOWED: Final = (
     (broadcast, "POLL_S", 10.0),
     (spool, "PAUSE_S_MAX", 4.0),
@@ -238,10 +240,6 @@ class World:
         root = self.home / name
         root.mkdir()
         (root / "daemon_id").write_text(name)
-        machine = SimulatedMachine(
-            name, Disk(root), [node.name for node in self.nodes], self.network, self.weather,
-            self.chance, self.auditor, self.dice,
-        )  # fmt: skip
         config = DaemonConfig(
             root,
             "http://127.0.0.1",
@@ -254,10 +252,19 @@ class World:
             search_path=os.defpath,
             transport=self.chance.pick(f"{name}/transport", TRANSPORTS),
         )
+        self._enter(root, config)
+
+    def _enter(self, root: Path, config: DaemonConfig) -> SimulatedDaemon:
+        machine = SimulatedMachine(
+            root.name, Disk(root), [node.name for node in self.nodes], self.network, self.weather,
+            self.chance, self.auditor, self.dice,
+        )  # fmt: skip
+        daemon = SimulatedDaemon(machine, replace(config, path=root), self.locks.release)
         self.machines.append(machine)
-        self.auditor.machines.slots[name] = SLOTS
-        self.auditor.machines.workspaces[name] = tenant.board.workspace_id
-        self.daemons.append(SimulatedDaemon(machine, config, self.locks.release))
+        self.auditor.machines.slots[root.name] = SLOTS
+        self.auditor.machines.workspaces[root.name] = UUID(config.workspace_id)
+        self.daemons.append(daemon)
+        return daemon
 
     async def _live(
         self, nursery: trio.Nursery, tenants: list[Tenant], stack: AsyncExitStack
@@ -276,17 +283,7 @@ class World:
         )
         nursery.start_soon(self._restart_database)
         for machine, daemon in zip(self.machines, self.daemons, strict=True):
-            machine.keepers = Keepers(
-                machine.name,
-                nursery,
-                self.auditor,
-                scripted_agents.fate_of(
-                    self.chance, machine.name, poison=self.poison, take_down=machine.is_taken_down
-                ),
-                boot_s=machine.boot_s,
-                epoch_s=machine.epoch_s,
-                ended=machine.agent_ended,
-            )
+            self._furnish(machine, nursery)
             nursery.start_soon(machine.suffer)
             nursery.start_soon(daemon.live, nursery)
         nursery.start_soon(reader.live)
@@ -294,6 +291,9 @@ class World:
             async with trio.open_nursery() as lives:
                 for these, others in permutations(self.people):
                     lives.start_soon(these.live, others.doors)
+                for daemon in self.daemons[:]:
+                    if self.chance.befalls(daemon.machine.name, faults.CLONED):
+                        lives.start_soon(self._clone, daemon, nursery, stack)
                 await trio.sleep_forever()
         self.chance.is_over = True
         for machine in self.machines:
@@ -306,6 +306,38 @@ class World:
         await self._settle()
         await self._hear_out(reader, followed.tenant.board.workspace_id, first)
         self.auditor.is_over = True
+
+    def _furnish(self, machine: SimulatedMachine, nursery: trio.Nursery) -> None:
+        machine.keepers = Keepers(
+            machine.name,
+            nursery,
+            self.auditor,
+            scripted_agents.fate_of(
+                self.chance, machine.name, poison=self.poison, take_down=machine.is_taken_down
+            ),
+            boot_s=machine.boot_s,
+            epoch_s=machine.epoch_s,
+            ended=machine.agent_ended,
+        )
+
+    async def _clone(
+        self, of: SimulatedDaemon, nursery: trio.Nursery, stack: AsyncExitStack
+    ) -> None:
+        """Another machine boots from a copy of this one's disk, until somebody notices."""
+        name = of.machine.name
+        await trio.sleep(self.chance.pick(f"{name}/cloned", CLONED_S))
+        path = copy_disk(of.config.path, self.home / f"{name}-copy")
+        self.auditor.machines.copies[path.name] = name
+        self.auditor.note(f"{name} is cloned")
+        daemon = self._enter(path, of.config)
+        self._furnish(daemon.machine, nursery)
+        stack.enter_context(disks(daemon.machine.disk))
+        try:
+            async with trio.open_nursery() as life:
+                life.start_soon(daemon.machine.suffer)
+                life.start_soon(daemon.live, nursery)
+        finally:
+            daemon.machine.disappear()
 
     async def _open_client(
         self, stack: AsyncExitStack, tenant: Tenant, node: str
