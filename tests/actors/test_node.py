@@ -205,6 +205,27 @@ def test_a_node_that_has_lost_the_database_promises_a_machine_nothing_behind_its
     perform(play)
 
 
+def test_a_machine_that_cannot_be_put_on_record_as_gone_may_be_at_another_node(
+    perform: Perform,
+) -> None:
+    """R4.11: who is cut off from the database, and was alone, promises no long time (seed
+    920000503)."""
+
+    async def play(stage: Stage) -> None:
+        cast, runtime_id = stage.cast, stage.board.runtime_id
+        await cast.attend(await stage.board.runtime("second-daemon"))
+        stage.outage.failing.add("update understudy.runtimes")
+        for _ in range(10):
+            await trio.sleep(10)
+            cast.heard(runtime_id)
+            assert cast.trust_s(runtime_id) == 90
+        stage.outage.failing.clear()
+        await trio.sleep(10)
+        assert cast.trust_s(runtime_id) > 90
+
+    perform(play)
+
+
 def test_a_promise_is_made_once_it_is_on_record_who_keeps_it(perform: Perform) -> None:
     """R4.11: until then another node may judge whom this one has heard."""
 

@@ -156,7 +156,7 @@ async def go_offline(
               select id, workspace_id, status from understudy.runtimes
               where id = any($1) and ($2::uuid is null or workspace_id = $2)
                 and ($3::uuid is null or node_id = $3) and retired_at is null
-                and last_seen_at <= understudy.now() - make_interval(secs => $4) + interval '1 second'
+                and last_seen_at <= understudy.now() - make_interval(secs => $4::float8 - 1)
               order by id for no key update
             ), gone as (
               update understudy.runtimes r
