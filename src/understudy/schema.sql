@@ -65,6 +65,7 @@ create table understudy.runtimes (
   workspace_id  uuid not null references understudy.workspaces on delete cascade,
   daemon_id     text not null,           -- stable across restarts of the daemon
   incarnation   text,                    -- new at each start of the daemon
+  recovered_for text,                    -- the incarnation for which what earlier ones left was given up (R6.2)
   provider      text not null,
   name          text not null,
   device_name   text not null default '',

@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 
+from understudy.store import runtimes
 from understudy.testing.node import Node
 
 
@@ -230,6 +231,26 @@ async def test_the_inventory_is_answered_task_by_task(node: Node) -> None:
     assert answer["verdicts"] == {task["id"]: "keep", gone["task_id"]: "stop"}
     answer = await register(node, inventory={"running": [stale], "finished": [gone]})
     assert answer["verdicts"] == {task["id"]: "stop", gone["task_id"]: "send"}
+
+
+async def test_a_registration_that_was_broken_off_before_recovery_is_made_good_by_the_next(
+    node: Node,
+) -> None:
+    """R6.1, R6.2: else what an earlier process had begun just before runs on for ever (seed
+    500000186)."""
+    task = await claimed(node)
+    machine = runtimes.Machine(node.workspace.id, "laptop-1", "laptop", "the next")
+    offer = runtimes.Offer("scripted", "scripted (laptop)", "laptop", "1.0", "online", None)
+    await runtimes.register(node.database, machine, [offer])
+    nothing: dict[str, list[str]] = {"running": [], "finished": []}
+    registered = await register(node, incarnation="the next", inventory=nothing)
+    lost = ok(await node.person.get(f"/api/tasks/{task['id']}"))["task"]
+    assert (lost["status"], lost["move"]) == ("failed", "orphan")
+    runtime = registered["runtimes"][0]["id"]
+    heir = ok(await node.machine.post(f"/api/daemon/runtimes/{runtime}/tasks/claim"))["task"]
+    await register(node, incarnation="the next", inventory=nothing)
+    still = ok(await node.person.get(f"/api/tasks/{heir['id']}"))["task"]
+    assert still["status"] == "dispatched"
 
 
 async def test_people_see_that_an_agents_variable_is_set_and_not_to_what(node: Node) -> None:

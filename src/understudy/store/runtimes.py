@@ -45,7 +45,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Registered:
-    """`same_process`: it had registered before; its runs are not those of an earlier process.
+    """`same_process`: what an earlier process had left was given up before; its runs are its own.
 
     `taken_by`: nothing has changed, because this device has the identity and is heard.
     """
@@ -62,7 +62,7 @@ async def register(database: Database, machine: Machine, offers: list[Offer]) ->
     """
     async with database.pool.transaction() as connection:
         before = await connection.fetch(
-            "select incarnation, node_id, device_name from understudy.runtimes"
+            "select incarnation, recovered_for, node_id, device_name from understudy.runtimes"
             " where workspace_id = $1 and daemon_id = $2 order by id for no key update",
             machine.workspace_id,
             machine.daemon_id,
@@ -83,9 +83,20 @@ async def register(database: Database, machine: Machine, offers: list[Offer]) ->
             {"action": "register", "runtimes": [msgspec.to_builtins(r) for r in runtimes]},
         )  # fmt: skip
     same_process = machine.incarnation is not None and all(
-        row["incarnation"] == machine.incarnation for row in before
+        row["recovered_for"] == machine.incarnation for row in before
     )
     return Registered(runtimes, same_process)
+
+
+async def note_recovered(database: Database, registered: Registered) -> None:
+    """What earlier processes had left is given up, as far as this one is concerned. Until that is
+    on record its next registration does it again."""
+    await database.pool.execute(
+        "update understudy.runtimes set recovered_for = incarnation"
+        " where id = any($1) and incarnation = $2",
+        [each.id for each in registered.runtimes],
+        registered.runtimes[0].incarnation,
+    )
 
 
 def _has_taken(machine: Machine, row: Record) -> bool:
