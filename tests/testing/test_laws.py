@@ -173,6 +173,7 @@ class Made:
 
     def hear(self, machine: str, *times: float) -> None:
         self.machines.heard[machine] = [(each, each) for each in times]
+        self.machines.promises[machine] = [(each, each) for each in times]
 
 
 A = id_of("a")

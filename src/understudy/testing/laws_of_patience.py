@@ -27,6 +27,8 @@ TOLD_S: Final = 10.0
 MARGIN_S: Final = 11.0
 """Within it an agent is to be gone; a second for clocks."""
 POLL_S: Final = 30.0
+ANSWER_S: Final = 20.0
+"""An answer takes no longer, or its connection is given up."""
 KNOWN_S: Final = 15.0
 """Who came later is not given what a machine had when it was last heard."""
 IDLE_S: Final = 5.0
@@ -40,7 +42,16 @@ def _failures(evidence: Evidence, *moves: str) -> Iterator[tuple[Row, Happened]]
 
 
 def _silent_s(evidence: Evidence, machine: str, at: float) -> float:
-    return evidence.silent_s(machine, at - INSTANT_S) + INSTANT_S
+    """Since the last sign of life whose answer came there: one that was long on its way, and is
+    answered to nobody, may be older than a registration elsewhere."""
+    answers = [told_at for told_at, _ in evidence.machines.promises.get(machine, [])]
+    heard = [
+        since
+        for answered_at, since in evidence.machines.heard.get(machine, [])
+        if answered_at <= at - INSTANT_S
+        and any(answered_at <= told_at <= answered_at + ANSWER_S for told_at in answers)
+    ]
+    return at - max(heard, default=0.0)
 
 
 def _has_left(evidence: Evidence, lost: Happened) -> bool:
