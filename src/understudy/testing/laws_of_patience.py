@@ -187,7 +187,7 @@ def promises_are_covered(evidence: Evidence) -> Iterator[str]:
         for at, until in promises:
             since = at - evidence.silent_s(machine, at)
             is_long = until > max(at, since + SILENCE_S + TAKEOVER_S) + INSTANT_S
-            if is_long and _is_another_there(evidence, online, machine, since):
+            if is_long and _is_another_there(evidence, online, machine, since, at):
                 yield f"{machine} trusts until {until:.1f}, the others wait from {since:.1f} on"
 
 
@@ -203,11 +203,16 @@ def _online(evidence: Evidence) -> dict[str, list[tuple[float, bool]]]:
 
 
 def _is_another_there(
-    evidence: Evidence, online: dict[str, list[tuple[float, bool]]], machine: str, since: float
+    evidence: Evidence,
+    online: dict[str, list[tuple[float, bool]]],
+    machine: str,
+    since: float,
+    told_at: float,
 ) -> bool:
-    """It is online, was before the machine was heard, and is heard itself."""
+    """It is online, was before the machine was heard, and was heard itself then."""
     return any(
-        _was_there(changes, since) and evidence.silent_s(other, since) < SILENCE_S - INSTANT_S
+        _was_there(changes, since, told_at)
+        and evidence.silent_s(other, since) < SILENCE_S - INSTANT_S
         for other, changes in online.items()
         if other != machine and _work_together(evidence, machine, other)
     )
@@ -218,9 +223,9 @@ def _work_together(evidence: Evidence, one: str, other: str) -> bool:
     return workspaces.get(one) == workspaces.get(other)
 
 
-def _was_there(changes: list[tuple[float, bool]], since: float) -> bool:
+def _was_there(changes: list[tuple[float, bool]], since: float, told_at: float) -> bool:
     before = [is_online for at, is_online in changes if at <= since - KNOWN_S]
-    lately = [is_online for at, is_online in changes if since - KNOWN_S < at <= since]
+    lately = [is_online for at, is_online in changes if since - KNOWN_S < at <= told_at]
     return before[-1:] == [True] and all(lately)
 
 
