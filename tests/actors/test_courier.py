@@ -239,6 +239,24 @@ def test_a_sign_of_life_that_the_database_hears_of_too_late_takes_no_machine_awa
     perform(play)
 
 
+def test_a_node_whose_news_are_late_asks_who_attends_a_machine_before_it_promises(
+    perform: Perform,
+) -> None:
+    """R4.11: a registration of long ago, carried out late at another node, has that judge it (seed
+    147 of the simulation at f7be5aa)."""
+
+    async def play(stage: Stage) -> None:
+        async with carrying(stage):
+            stage.outage.failing.add("pg_snapshot_xmin")
+            place = await registers_elsewhere(stage)
+            await trio.sleep(20)
+            assert stage.cast.heard(place.id)
+            assert await stage.cast.own(place.id)
+            assert (await stage.row()).node_id == stage.cast.node_id
+
+    perform(play)
+
+
 def test_a_machine_whose_registration_was_not_answered_is_known_and_judged(
     perform: Perform,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Tail:
 
     mark: Watermark = field(default_factory=Watermark)
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
+    read_at: float = -math.inf
+    """When the last page that has come was asked for: what happened before is known here."""
 
     def since(self, after: int) -> list[Event] | None:
         """All events behind `after`, or None where they are no longer all in memory."""
@@ -111,7 +114,7 @@ class Broadcast(Actor[Message]):
 
     async def _page(self) -> bool:
         """Deliver up to the first open gap; true if there is more to read at once."""
-        order = self._order
+        order, asked_at = self._order, trio.current_time()
         page = await events.page_after(self._database, order.cursor, rows_max=PAGE_MAX)
         order.settle(
             [event.id for event in page.events],
@@ -120,6 +123,7 @@ class Broadcast(Actor[Message]):
         )
         self._tail.recent.extend(event for event in page.events if event.id <= order.cursor)
         self._tail.mark.raise_to(order.cursor)
+        self._tail.read_at = asked_at
         if order.gap is not None:
             self.deadline = trio.current_time() + GAP_POLL_S
         return order.gap is None and len(page.events) == PAGE_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, final
 from uuid import UUID
@@ -31,6 +32,8 @@ from understudy.wire.daemon import ClaimedTask, HeldTask, Ping
 from understudy.wire.frames import Cancel, Pinged, RuntimesGone
 
 WOKEN_MAX: Final = 1000
+LATE_S: Final = 15.0
+"""News of other nodes that are older may have missed who attends a machine."""
 
 
 @final
@@ -167,17 +170,26 @@ class Cast:
     async def own(self, runtime_id: UUID) -> bool:
         """Have it on record that this node attends it: else another may judge it meanwhile.
 
-        False if it was removed, or heard elsewhere since. Raises `DatabaseUnavailable`.
+        False if it was removed, or heard elsewhere since. Raises `DatabaseUnavailable`. Where news
+        are late, another node may have taken it in, by a registration of long ago, say.
         """
         presence = self._presences.get(runtime_id)
-        if presence is not None and not presence.is_ours:
-            row = await runtimes.take_over(
-                self.database, runtime_id, self.node_id, heard_at=presence.heard_at
-            )
-            presence.is_ours = row is not None and row.node_id == self.node_id
-            if row is not None:
-                presence.registered_by(row.incarnation)
-        return presence is not None and presence.is_ours
+        if presence is None:
+            return False
+        if not presence.is_ours:
+            await self._take_over(runtime_id, presence)
+        elif trio.current_time() > self.tail.read_at + LATE_S:
+            with suppress(DatabaseUnavailable):  # Then the lease bounds what is promised.
+                await self._take_over(runtime_id, presence)
+        return presence.is_ours
+
+    async def _take_over(self, runtime_id: UUID, presence: Presence) -> None:
+        row = await runtimes.take_over(
+            self.database, runtime_id, self.node_id, heard_at=presence.heard_at
+        )
+        presence.is_ours = row is not None and row.node_id == self.node_id
+        if row is not None:
+            presence.registered_by(row.incarnation)
 
     async def is_of(self, runtime_id: UUID, incarnation: str | None) -> bool:
         """Whether this process of its daemon has registered it; None is an older daemon's.
