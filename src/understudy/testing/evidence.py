@@ -192,6 +192,8 @@ class Machines:
     """Logged exceptions that nothing in this world was to cause."""
     workspaces: dict[str, UUID] = field(default_factory=dict)
     """That which its daemon works for."""
+    polling: set[str] = field(default_factory=set)
+    """Those that nothing can be pushed to: they ask, every 10 s at least."""
     shown: list[tuple[UUID, UUID]] = field(default_factory=list)
     """To whose person what was shown: the workspace, and the issue or task."""
     pried: list[tuple[str, int]] = field(default_factory=list)

@@ -294,7 +294,7 @@ def _claimable(evidence: Evidence, board: Board, now: float) -> set[UUID]:
 
 
 def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
-    """The machines that are there, with room, and quota to spend."""
+    """The machines that are there, with room, and quota to spend; not those that ask for work."""
     return {
         runtime
         for runtime, is_online in board.online.items()
@@ -303,6 +303,7 @@ def _free(evidence: Evidence, board: Board, now: float) -> set[str]:
         and not _is_spent(evidence, runtime, now)
         and evidence.silent_s(_name(evidence, runtime), now) < SILENCE_S
         and evidence.takes_work(_name(evidence, runtime), now)
+        and _name(evidence, runtime) not in evidence.machines.polling
     }
 
 

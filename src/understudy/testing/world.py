@@ -263,6 +263,8 @@ class World:
         self.machines.append(machine)
         self.auditor.machines.slots[root.name] = SLOTS
         self.auditor.machines.workspaces[root.name] = UUID(config.workspace_id)
+        if config.transport == "http":
+            self.auditor.machines.polling.add(root.name)
         self.daemons.append(daemon)
         return daemon
 
