@@ -130,7 +130,7 @@ class Desk:
                 self._database, workspace_id, row.id,
                 kept=kept, same_process=done.same_process, at=row.last_seen_at,
             ))  # fmt: skip
-        if done.runtimes and not done.same_process:
+        if done.runtimes:
             await runtimes.note_recovered(self._database, done)
         verdicts: dict[str, wire.Verdict] = {str(each): "stop" for each in asked}
         for each in held:

@@ -93,7 +93,7 @@ async def note_recovered(database: Database, registered: Registered) -> None:
     on record its next registration does it again."""
     await database.pool.execute(
         "update understudy.runtimes set recovered_for = incarnation"
-        " where id = any($1) and incarnation = $2",
+        " where id = any($1) and incarnation = $2 and recovered_for is distinct from $2",
         [each.id for each in registered.runtimes],
         registered.runtimes[0].incarnation,
     )
