@@ -171,7 +171,7 @@ class Scenario:
 
     async def _tell(self, story: Story) -> None:
         self._tenant = await add_tenant(self.database, "home")
-        self.postgres.executed = self._executed
+        self.postgres.witnesses.append(self._executed)
         self.server = Server(self)
         self.server.start()
         async with open_client(

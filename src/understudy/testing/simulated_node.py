@@ -98,6 +98,7 @@ class SimulatedNode:
     def __post_init__(self) -> None:
         self.outlet = Outlet(self.chance, self.name)
         self._illness = trio.CancelScope()
+        self.postgres.witnesses.append(self._executed)
 
     async def live(self, nursery: trio.Nursery) -> None:
         """One life after the other, in the world's nursery."""
@@ -132,7 +133,6 @@ class SimulatedNode:
         self.process.at_death.append(listener.close)
         config = ServerConfig(home=Home(Path("/nonexistent")), leases=self.leases)
         serve = partial(run_server, dial=self._dial, dice=self.dice)
-        self.postgres.executed = self._executed
         with asked:
             try:
                 await serve(config, Branch("server"), [listener])
@@ -142,10 +142,10 @@ class SimulatedNode:
         ended.set()
 
     def _executed(self, sql: str) -> None:
-        """By whichever node."""
-        if RENEWAL in sql and (node := current_process()) is not None:
+        """Others count from when its renewal was, not from when it was answered."""
+        if RENEWAL in sql and current_process() is self.process:
             lease_s = self.leases.node_lease_s
-            self.auditor.leased_until[node.name] = trio.current_time() + lease_s
+            self.auditor.leased_until[self.process.name] = trio.current_time() + lease_s
 
     async def _dial(self) -> Connection:
         connection = await self.postgres.connect(self.outlet)

@@ -90,7 +90,7 @@ class VirtualPostgres:
         self.statements = StatementCache(1000)
         self.statements_run = 0
         self.told_at: float | None = None
-        self.executed: Callable[[str], object] = lambda _: None
+        self.witnesses: list[Callable[[str], object]] = []
         """Told of each statement when it is done, before anybody else hears of it."""
         self._waits = waits
         self._listeners: list[trio.MemorySendChannel[Notification]] = []
@@ -128,7 +128,8 @@ class VirtualPostgres:
 
     async def empty(self) -> None:
         """For the next world."""
-        self.told_at, self.statements_run, self.executed = None, 0, lambda _: None
+        self.told_at, self.statements_run = None, 0
+        self.witnesses.clear()
         self._listeners.clear()
         await self.session.command(EMPTY.encode())
 
@@ -194,7 +195,8 @@ class VirtualConnection(Connection):
         self.check_open()
         self._postgres.statements_run += 1
         answer = await super()._run(sql, arguments, ask)
-        self._postgres.executed(sql)
+        for witness in self._postgres.witnesses:
+            witness(sql)
         if "pg_notify" in sql:
             channel, payload = arguments
             self._postgres.notify(str(channel), str(payload))
