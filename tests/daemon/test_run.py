@@ -764,15 +764,20 @@ async def test_a_machine_that_is_cut_off_goes_on_with_what_nobody_can_take(
     assert (signs.agent_alive, signs.ending) == (True, None)
 
 
-async def test_a_run_that_was_found_again_goes_on_by_what_its_keeper_was_told(
-    bench: Bench, nursery: trio.Nursery
-) -> None:
-    """R4.11, R7.4: a server that is away while daemons change costs no run."""
+async def left_by_its_daemon(bench: Bench, nursery: trio.Nursery) -> None:
+    """At work, and promised something."""
     cut_off(bench, is_movable=True).set()
     nursery.start_soon(bench.run, bench.task)
     await bench.wait_working()
     bench.life.cancel()
     await bench.wait(lambda: bench.life.cancelled_caught)
+
+
+async def test_a_run_that_was_found_again_goes_on_by_what_its_keeper_was_told(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    """R4.11, R7.4: a server that is away while daemons change costs no run."""
+    await left_by_its_daemon(bench, nursery)
     bench.shop.trust = Trust(until=trio.current_time())
     nursery.start_soon(bench.run, None)
     await trio.testing.wait_all_tasks_blocked(0.2)
@@ -788,11 +793,7 @@ async def test_a_run_under_an_older_keeper_is_stopped_when_nobody_hears_of_it(
     bench: Bench, nursery: trio.Nursery
 ) -> None:
     """R4.11: by the window of a daemon that has just begun."""
-    cut_off(bench, is_movable=True).set()
-    nursery.start_soon(bench.run, bench.task)
-    await bench.wait_working()
-    bench.life.cancel()
-    await bench.wait(lambda: bench.life.cancelled_caught)
+    await left_by_its_daemon(bench, nursery)
     spec = bench.kept.spec()._replace(trusted_until=None)
     rundir.write_record(bench.kept.run_dir / rundir.SPEC, spec)
     bench.shop.trust = Trust(until=trio.current_time())

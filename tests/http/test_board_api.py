@@ -27,6 +27,7 @@ from understudy.store.database import Database
 from understudy.store.pool import Pool
 from understudy.store.tasks import Holder
 from understudy.testing.node import Node, open_node
+from understudy.testing.tenants import add_workspace
 from understudy.wire.board import CreateAgent, CreateIssue
 
 UNKNOWN = str(UUID(int=2**127 + 7))
@@ -103,6 +104,18 @@ async def test_what_is_not_there_is_a_404(node: Node, method: str, path: str, bo
     await issue_for_nia(node)
     sentence = refused(await node.person.request(method, path, json=body), 404)
     assert "not found" in sentence.lower()
+
+
+async def test_a_key_of_one_workspace_opens_no_other_of_its_person(node: Node) -> None:
+    """Tenants: whose key it is decides, even for who belongs to both."""
+    second = await add_workspace(node.database, "second")
+    await node.database.pool.execute(
+        "insert into understudy.members (workspace_id, user_id) values ($1, $2)",
+        second.workspace_id,
+        node.user.id,
+    )
+    assert (await node.person.get("/api/issues?workspace=second")).status_code == 404
+    assert (await node.person.get("/api/issues")).status_code == 200
 
 
 async def test_another_workspace_is_not_there(node: Node) -> None:

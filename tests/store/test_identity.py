@@ -52,3 +52,15 @@ async def test_a_name_whose_holder_is_silent_is_free(database: Database) -> None
     first = await register(board, "first")
     await runtimes.go_offline(database, [first.runtimes[0].id], action="stale_sweep")
     assert (await register(board, "another", after=set())).taken_by is None
+
+
+async def test_what_one_process_had_recovered_says_nothing_of_the_next(database: Database) -> None:
+    """R6.2: a recovery that comes late is on record for the process that asked for it."""
+    board = await Board.set_up(database)
+    first = await register(board, "first")
+    assert not (await register(board, "second", after={"first"})).same_process
+    await runtimes.note_recovered(database, first)
+    second = await register(board, "second", after={"first"})
+    assert not second.same_process
+    await runtimes.note_recovered(database, second)
+    assert (await register(board, "second", after={"first"})).same_process

@@ -68,7 +68,10 @@ async def test_a_keyholder_is_a_person_and_where_they_belong(
     database: Database, board: Board
 ) -> None:
     """What three statements find is found by one."""
-    await join(database, board, "younger")
+    await join(database, board, "older")
+    await database.pool.execute(
+        "update understudy.workspaces set created_at = '2020-1-1' where slug = 'older'"
+    )
     own = Owner(user_id=board.user_id, workspace_id=board.workspace_id)
     for owner in (own, Owner(user_id=board.user_id)):
         key = await tokens.create(database, "personal", owner)
@@ -76,7 +79,7 @@ async def test_a_keyholder_is_a_person_and_where_they_belong(
         assert holder is not None
         assert holder.grant == await tokens.find(database, key)
         assert (holder.user.id if holder.user else None) == board.user_id
-        assert [each.slug for each in holder.workspaces] == ["home", "younger"]
+        assert [each.slug for each in holder.workspaces] == ["older", "home"]
         assert holder.workspaces == await people.workspaces_of(database, board.user_id)
 
 
